@@ -1,0 +1,64 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// Rules every target of ours is built by: memory-unsafe code is marked where it stands, and a warning is an error.
+let strict: [SwiftSetting] = [
+    .strictMemorySafety(),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+]
+
+let argumentParser: Target.Dependency = .product(name: "ArgumentParser", package: "swift-argument-parser")
+let logging: Target.Dependency = .product(name: "Logging", package: "swift-log")
+let systemPackage: Target.Dependency = .product(name: "SystemPackage", package: "swift-system")
+
+let package = Package(
+    name: "vdmount",
+    products: [
+        .library(name: "VirtualDisk", targets: ["VirtualDisk"]),
+        .executable(name: "vdmount", targets: ["vdmount"]),
+        .executable(name: "vdumount", targets: ["vdumount"]),
+        .executable(name: "vdimg", targets: ["vdimg"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
+    ],
+    targets: [
+        .systemLibrary(name: "CFuse3", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
+        .systemLibrary(name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
+        .target(name: "CLinux"),
+
+        .target(name: "DiskStorage", dependencies: ["CLinux", systemPackage], swiftSettings: strict),
+        .target(name: "DiskImage", dependencies: ["DiskStorage", "CLinux"], swiftSettings: strict),
+        .target(
+            name: "DiskFormats", dependencies: ["DiskImage", "DiskStorage", "CDeflate"], swiftSettings: strict),
+        .target(
+            name: "VirtualDisk",
+            dependencies: ["DiskFormats", "DiskImage", "DiskStorage", "CLinux", systemPackage], swiftSettings: strict),
+
+        .target(name: "FuseShim", dependencies: ["CFuse3"]),
+        .target(name: "FuseHost", dependencies: ["FuseShim"], swiftSettings: strict),
+
+        .executableTarget(
+            name: "vdmount",
+            dependencies: ["VirtualDisk", "DiskImage", "DiskStorage", "FuseHost", argumentParser, logging],
+            swiftSettings: strict),
+        .executableTarget(name: "vdumount", dependencies: ["FuseHost", argumentParser], swiftSettings: strict),
+        .executableTarget(
+            name: "vdimg", dependencies: ["VirtualDisk", "DiskImage", "DiskStorage", argumentParser],
+            swiftSettings: strict),
+
+        .target(
+            name: "DiskTesting", dependencies: ["VirtualDisk", "DiskFormats", "DiskImage", "DiskStorage"],
+            path: "Tests/DiskTesting", swiftSettings: strict),
+        .testTarget(name: "DiskStorageTests", dependencies: ["DiskStorage", "DiskTesting"], swiftSettings: strict),
+        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "DiskTesting"], swiftSettings: strict),
+        .testTarget(name: "DiskFormatsTests", dependencies: ["DiskFormats", "DiskTesting"], swiftSettings: strict),
+        .testTarget(name: "VirtualDiskTests", dependencies: ["VirtualDisk", "DiskTesting"], swiftSettings: strict),
+        .testTarget(name: "MountTests", dependencies: ["DiskTesting"], swiftSettings: strict),
+    ]
+)

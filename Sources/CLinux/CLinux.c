@@ -1,0 +1,112 @@
+#include "CLinux.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/futex.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+_Static_assert(clinux_O_PATH == O_PATH, "O_PATH differs on this architecture");
+_Static_assert(clinux_O_DIRECT == O_DIRECT, "O_DIRECT differs on this architecture");
+
+#define RETRY(call)                                                                                                   \
+    ({                                                                                                                \
+        long result_;                                                                                                 \
+        do                                                                                                            \
+            result_ = (call);                                                                                         \
+        while (result_ < 0 && errno == EINTR);                                                                        \
+        (int)(result_ < 0 ? -errno : result_);                                                                        \
+    })
+
+int clinux_open(const char *path, int flags, mode_t mode) { return RETRY(open(path, flags | O_CLOEXEC, mode)); }
+
+int clinux_openat(int directory, const char *path, int flags, mode_t mode) {
+    return RETRY(openat(directory, path, flags | O_CLOEXEC, mode));
+}
+
+int clinux_reopen(int descriptor, int flags) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    return RETRY(open(path, flags | O_CLOEXEC));
+}
+
+int clinux_punch_hole(int descriptor, int64_t offset, int64_t length) {
+    return RETRY(fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length));
+}
+
+int clinux_zero_range(int descriptor, int64_t offset, int64_t length) {
+    return RETRY(fallocate(descriptor, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length));
+}
+
+int clinux_allocate(int descriptor, int64_t offset, int64_t length) {
+    return RETRY(fallocate(descriptor, 0, offset, length));
+}
+
+int clinux_device_size(int descriptor, uint64_t *bytes) { return RETRY(ioctl(descriptor, BLKGETSIZE64, bytes)); }
+
+int clinux_device_sector_size(int descriptor, uint32_t *bytes) {
+    int size = 0;
+    int result = RETRY(ioctl(descriptor, BLKSSZGET, &size));
+    *bytes = (uint32_t)size;
+    return result;
+}
+
+int clinux_device_discard(int descriptor, uint64_t offset, uint64_t length) {
+    uint64_t range[2] = {offset, length};
+    return RETRY(ioctl(descriptor, BLKDISCARD, range));
+}
+
+int clinux_device_zero(int descriptor, uint64_t offset, uint64_t length) {
+    uint64_t range[2] = {offset, length};
+    return RETRY(ioctl(descriptor, BLKZEROOUT, range));
+}
+
+static struct flock byte_range(short type, int64_t offset, int64_t length) {
+    return (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = offset, .l_len = length};
+}
+
+int clinux_ofd_lock(int descriptor, int64_t offset, int64_t length, bool write) {
+    struct flock lock = byte_range(write ? F_WRLCK : F_RDLCK, offset, length);
+    return RETRY(fcntl(descriptor, F_OFD_SETLK, &lock));
+}
+
+int clinux_ofd_unlock(int descriptor, int64_t offset, int64_t length) {
+    struct flock lock = byte_range(F_UNLCK, offset, length);
+    return RETRY(fcntl(descriptor, F_OFD_SETLK, &lock));
+}
+
+int clinux_ofd_is_locked(int descriptor, int64_t offset, int64_t length) {
+    struct flock lock = byte_range(F_WRLCK, offset, length);
+    int result = RETRY(fcntl(descriptor, F_OFD_GETLK, &lock));
+    return result < 0 ? result : lock.l_type != F_UNLCK;
+}
+
+void clinux_futex_wait(const uint32_t *word, uint32_t expected) {
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, expected, NULL, NULL, 0);
+}
+
+void clinux_futex_wake_all(const uint32_t *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+uint64_t clinux_random(void) {
+    uint64_t value = 0;
+    while (getrandom(&value, sizeof value, 0) != sizeof value) {
+    }
+    return value;
+}
+
+int clinux_errno(void) { return errno; }
+
+void clinux_strerror(int code, char *text, size_t size) {
+    const char *message = strerror_r(code, text, size);
+    if (message != text)
+        snprintf(text, size, "%s", message);
+}

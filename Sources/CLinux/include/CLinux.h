@@ -1,0 +1,91 @@
+/* What Glibc's Swift module lacks of Linux: constants behind casts, variadic calls, ioctls, atomics on plain memory.
+   Every name carries the prefix clinux_, and each function is one system call or one instruction. */
+#ifndef CLINUX_H
+#define CLINUX_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* ---- open ---- */
+enum {
+    clinux_O_PATH = 010000000,
+    clinux_O_DIRECT = 040000,
+    clinux_O_TMPFILE = 020200000,
+    clinux_SEEK_DATA = 3,
+    clinux_SEEK_HOLE = 4,
+};
+/* O_RDONLY etc. plus O_CLOEXEC; returns the descriptor or -errno. */
+int clinux_open(const char *path, int flags, mode_t mode);
+int clinux_openat(int directory, const char *path, int flags, mode_t mode);
+/* Opens again what an O_PATH descriptor names, without another walk of the path. */
+int clinux_reopen(int descriptor, int flags);
+
+/* ---- storage ---- */
+/* fallocate(2) with FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE; 0 or -errno. */
+int clinux_punch_hole(int descriptor, int64_t offset, int64_t length);
+/* fallocate(2) with FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE; 0 or -errno. */
+int clinux_zero_range(int descriptor, int64_t offset, int64_t length);
+/* fallocate(2), mode 0; 0 or -errno. */
+int clinux_allocate(int descriptor, int64_t offset, int64_t length);
+/* BLKGETSIZE64: bytes of a block device; 0 or -errno. */
+int clinux_device_size(int descriptor, uint64_t *bytes);
+/* BLKSSZGET: bytes of a logical sector of a block device; 0 or -errno. */
+int clinux_device_sector_size(int descriptor, uint32_t *bytes);
+int clinux_device_discard(int descriptor, uint64_t offset, uint64_t length);
+int clinux_device_zero(int descriptor, uint64_t offset, uint64_t length);
+
+/* ---- locks (open file descriptions', fcntl(2)) ---- */
+/* Takes (or with type F_UNLCK gives back) a one-byte lock; 0 or -errno. write: exclusive. */
+int clinux_ofd_lock(int descriptor, int64_t offset, int64_t length, bool write);
+int clinux_ofd_unlock(int descriptor, int64_t offset, int64_t length);
+/* 1: another open file description holds a lock in the way of an exclusive one there; 0: none; -errno. */
+int clinux_ofd_is_locked(int descriptor, int64_t offset, int64_t length);
+
+/* ---- futex ---- */
+void clinux_futex_wait(const uint32_t *word, uint32_t expected);
+void clinux_futex_wake_all(const uint32_t *word);
+
+/* ---- atomics on memory that the Swift side owns as plain bytes ---- */
+static inline uint32_t clinux_load32_relaxed(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
+static inline uint64_t clinux_load64_relaxed(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED); }
+static inline uint8_t clinux_load8_relaxed(const void *p) { return __atomic_load_n((const uint8_t *)p, __ATOMIC_RELAXED); }
+static inline uint32_t clinux_load32_acquire(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_ACQUIRE); }
+static inline uint64_t clinux_load64_acquire(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE); }
+static inline void clinux_store32_relaxed(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELAXED); }
+static inline void clinux_store64_relaxed(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELAXED); }
+static inline void clinux_store8_relaxed(void *p, uint8_t v) { __atomic_store_n((uint8_t *)p, v, __ATOMIC_RELAXED); }
+static inline void clinux_store32_release(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELEASE); }
+static inline void clinux_store64_release(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELEASE); }
+static inline uint32_t clinux_fetch_add32(void *p, uint32_t v) { return __atomic_fetch_add((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t clinux_fetch_sub32(void *p, uint32_t v) { return __atomic_fetch_sub((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t clinux_fetch_or32(void *p, uint32_t v) { return __atomic_fetch_or((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t clinux_fetch_and32(void *p, uint32_t v) { return __atomic_fetch_and((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
+static inline bool clinux_compare_exchange32(void *p, uint32_t expected, uint32_t desired) {
+    return __atomic_compare_exchange_n((uint32_t *)p, &expected, desired, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+/* Loads before it stay before loads and stores after it. The thread sanitizer does not know fences; it sees an
+   acquiring read-modify-write instead. */
+static inline void clinux_fence_acquire(void *p) {
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+    (void)__atomic_fetch_add((uint32_t *)p, 0, __ATOMIC_ACQ_REL);
+    return;
+#endif
+#endif
+    (void)p;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+}
+static inline void clinux_fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
+
+/* ---- processes ---- */
+/* 64 random bits from getrandom(2). */
+uint64_t clinux_random(void);
+int clinux_errno(void);
+/* strerror_r(3) into the caller's memory. */
+void clinux_strerror(int code, char *text, size_t size);
+
+#endif

@@ -1,0 +1,120 @@
+public import DiskStorage
+
+/// An open image: translates between offsets of the disk and places in its storages, and never moves guest data.
+///
+/// The disk calls it from many threads. ``map(offset:length:into:)`` may run beside anything; ``reserve(offset:length:)``,
+/// ``commit(_:)`` and ``drop(offset:length:leaving:)`` for one block are never called at the same time by the disk, which
+/// holds that block's lock, but may run for different blocks at once.
+public protocol ImageBackend: AnyObject, Sendable {
+    /// The format's name, as in the registry.
+    var format: String { get }
+    /// The size of the disk in bytes.
+    var virtualSize: UInt64 { get }
+    /// The unit of allocation in bytes: a power of two, or 0 if everything is always allocated.
+    var blockSize: UInt64 { get }
+    /// The bytes of a sector: 512 or 4096.
+    var sectorSize: UInt32 { get }
+    /// Whether it was opened for writing.
+    var isWritable: Bool { get }
+    /// The storages that extents refer to by index; does not change while the image is open.
+    var storages: [StorageHandle] { get }
+    /// The names of all its files, the one opened first.
+    var files: [String] { get }
+
+    /// Appends the extents of a range to `batch`, in ascending order and without gaps, beginning at `offset`.
+    /// Stops early only when the batch is full; covers at least one byte. The range lies inside the disk.
+    func map(offset: UInt64, length: UInt64, into batch: inout ExtentBatch) throws(DiskError)
+
+    /// Reads bytes of an ``Extent/Kind/encoded`` extent; `buffer` is not longer than the extent.
+    func readEncoded(_ extent: Extent, into buffer: IOBuffer) throws(DiskError)
+
+    /// Makes the image ready for changes: unclean marks, content identifiers. Called once, before the first change.
+    func beginWriting() throws(DiskError)
+
+    /// Finds space for the blocks from `offset` (the beginning of an unallocated block) on: at least one block, at most
+    /// `length` bytes, in one piece.
+    func reserve(offset: UInt64, length: UInt64) throws(DiskError) -> Reservation
+
+    /// The reserved space has been written: point to it. What is durable when is ``flush()``'s business.
+    func commit(_ reservation: consuming Reservation) throws(DiskError)
+
+    /// The reserved space will not be used.
+    func abandon(_ reservation: consuming Reservation)
+
+    /// Frees whole blocks. Answers the extent kind that the range has now, or nil if this format cannot drop these
+    /// blocks and their bytes must be written as zeros. The range covers whole blocks (the last one of the disk
+    /// counts as whole at the end of the disk).
+    func drop(offset: UInt64, length: UInt64, leaving kind: DroppedKind) throws(DiskError) -> Bool
+
+    /// When it returns, all data written and all blocks committed before the call are on stable storage.
+    func flush() throws(DiskError)
+
+    /// Flushes, clears unclean marks and gives back what is held. No call follows it.
+    func close() throws(DiskError)
+
+    /// How this image names its parent; nil for a base.
+    var parentLink: ParentLink? { get }
+    /// What children of this image record of it.
+    var identity: ImageIdentity { get }
+    /// Whether `parent` is the image that this one was made over; throws ``DiskError/Kind/brokenLink`` if not.
+    func checkLink(to parent: any ImageBackend) throws(DiskError)
+
+    /// What a person asks about the image beyond its size, in the order in which to show it.
+    var properties: [ImageProperty] { get }
+}
+
+/// What a dropped range shall read as afterwards.
+public enum DroppedKind: Sendable {
+    /// As the layer below says.
+    case absent
+    /// As zeros, whatever lies below.
+    case zero
+}
+
+/// What can be asked of an image that knows it.
+public struct ImageProperty: Sendable {
+    /// The name in machine-readable output: lower case, with hyphens.
+    public let key: String
+    /// The name for people.
+    public let title: String
+    /// The value, for both.
+    public let value: String
+
+    public init(_ key: String, _ title: String, _ value: String) {
+        self.key = key
+        self.title = title
+        self.value = value
+    }
+}
+
+/// What a child can record of its parent, and a parent answers to.
+public struct ImageIdentity: Sendable, Equatable {
+    /// The image's UUID, where the format stores one.
+    public var uuid: DiskUUID?
+    /// The UUID that changes at the first write after an open.
+    public var modificationUUID: DiskUUID?
+    /// VMDK's content identifier.
+    public var contentID: UInt32?
+
+    public init(uuid: DiskUUID? = nil, modificationUUID: DiskUUID? = nil, contentID: UInt32? = nil) {
+        self.uuid = uuid
+        self.modificationUUID = modificationUUID
+        self.contentID = contentID
+    }
+}
+
+/// How a child names its parent.
+public struct ParentLink: Sendable, Equatable {
+    /// The paths stored in the child, to be tried in this order; may be empty.
+    public var paths: [String]
+    /// The parent's UUID, to search for where no path leads to it.
+    public var uuid: DiskUUID?
+    /// The parent's format if the child records it; nil: it is probed.
+    public var format: String?
+
+    public init(paths: [String], uuid: DiskUUID? = nil, format: String? = nil) {
+        self.paths = paths
+        self.uuid = uuid
+        self.format = format
+    }
+}

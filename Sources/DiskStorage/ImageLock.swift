@@ -1,0 +1,66 @@
+internal import CLinux
+
+/// What an opener does with an image file, and what it suffers others to do meanwhile: QEMU's model, so that its tools
+/// and ours see each other.
+///
+/// QEMU (`block/file-posix.c`, "image locking") locks single bytes of the image file with open-file-description locks:
+/// byte 100 + n is held by who uses permission n, byte 200 + n by who does not share permission n with others. All are
+/// shared locks; a conflict is found by asking for the opposite byte.
+public struct ImagePermissions: OptionSet, Sendable {
+    public let rawValue: UInt8
+    public init(rawValue: UInt8) { self.rawValue = rawValue }
+
+    /// Reads that rely on nobody changing the content.
+    public static let consistentRead = ImagePermissions(rawValue: 1 << 0)
+    public static let write = ImagePermissions(rawValue: 1 << 1)
+    public static let writeUnchanged = ImagePermissions(rawValue: 1 << 2)
+    public static let resize = ImagePermissions(rawValue: 1 << 3)
+
+    /// What a writer of an image uses.
+    public static let writer: ImagePermissions = [.consistentRead, .write, .resize]
+    /// What a reader uses.
+    public static let reader: ImagePermissions = [.consistentRead]
+    /// What neither suffers beside itself.
+    public static let exclusive: ImagePermissions = [.write, .resize]
+
+    static let usedBase: Int64 = 100
+    static let unsharedBase: Int64 = 200
+    static let bits: Range<Int64> = 0..<4
+
+    func contains(bit: Int64) -> Bool { rawValue & 1 << UInt8(bit) != 0 }
+}
+
+extension FileStorage {
+    /// Takes the image lock of a reader or a writer, for as long as the file is open.
+    ///
+    /// Throws ``DiskError/Kind/locked`` with the name of the process in the way. File systems without such locks are
+    /// left unlocked, as QEMU does.
+    public func lockImage() throws(DiskError) {
+        let used: ImagePermissions = traits.isWritable ? .writer : .reader
+        for bit in ImagePermissions.bits {
+            if used.contains(bit: bit) { try take(ImagePermissions.usedBase + bit) }
+            if ImagePermissions.exclusive.contains(bit: bit) { try take(ImagePermissions.unsharedBase + bit) }
+        }
+        for bit in ImagePermissions.bits {
+            let isRefused = used.contains(bit: bit) && isLockedByOther(ImagePermissions.unsharedBase + bit)
+            let isDisturbed =
+                ImagePermissions.exclusive.contains(bit: bit) && isLockedByOther(ImagePermissions.usedBase + bit)
+            guard isRefused || isDisturbed else { continue }
+            let holder = LockHolder.find(identity).map { "process \($0)" } ?? "another process"
+            throw DiskError(
+                .locked,
+                traits.isWritable
+                    ? "is in use by \(holder), so it cannot be opened for writing"
+                    : "is being written by \(holder)", image: name)
+        }
+    }
+
+    private func take(_ byte: Int64) throws(DiskError) {
+        let result = lockByte(byte)
+        // EINVAL, EOPNOTSUPP, ENOLCK: no such locks here. EAGAIN cannot be: all locks are shared.
+        if -result == 11 || -result == 13 {
+            let holder = LockHolder.find(identity).map { "process \($0)" } ?? "another process"
+            throw DiskError(.locked, "is locked by \(holder)", image: name)
+        }
+    }
+}
