@@ -10,7 +10,8 @@ public protocol ImageBackend: AnyObject, Sendable {
     var format: String { get }
     /// The size of the disk in bytes.
     var virtualSize: UInt64 { get }
-    /// The unit of allocation in bytes: a power of two, or 0 if everything is always allocated.
+    /// The unit of allocation in bytes: a power of two, or 0 if everything is always allocated. Every block lies inside
+    /// one aligned unit of this size.
     var blockSize: UInt64 { get }
     /// The bytes of a sector: 512 or 4096.
     var sectorSize: UInt32 { get }
@@ -31,8 +32,8 @@ public protocol ImageBackend: AnyObject, Sendable {
     /// Makes the image ready for changes: unclean marks, content identifiers. Called once, before the first change.
     func beginWriting() throws(DiskError)
 
-    /// Finds space for the blocks from `offset` (the beginning of an unallocated block) on: at least one block, at most
-    /// `length` bytes, in one piece.
+    /// Finds space, in one piece, for the blocks of a range that lies in unallocated blocks: at least for the one with
+    /// the range's first byte, at most for all. The reservation covers whole blocks.
     func reserve(offset: UInt64, length: UInt64) throws(DiskError) -> Reservation
 
     /// The reserved space has been written: point to it. What is durable when is ``flush()``'s business.

@@ -117,7 +117,7 @@ public final class FileStorage: Storage {
         }
         let result = clinux_punch_hole(descriptor, offset, length)
         switch -result {
-        case 0...: break
+        case ...0: break
         case EOPNOTSUPP, ENOSYS, ENODEV, EINVAL: if mustZero { try writeZeros(range, for: purpose) }
         default: throw .system(result, "give back \(length) bytes", image: name, offset: range.lowerBound)
         }
@@ -133,6 +133,17 @@ public final class FileStorage: Storage {
         guard let size = off_t(exactly: length) else { throw .system(EFBIG, "grow to \(length) bytes", image: name) }
         guard ftruncate(descriptor, size) == 0 else {
             throw .system(clinux_errno(), "set the length to \(length) bytes", image: name)
+        }
+    }
+
+    public func allocate(_ length: UInt64) throws(DiskError) {
+        guard let size = Int64(exactly: length) else { throw .system(EFBIG, "grow to \(length) bytes", image: name) }
+        guard length > 0 else { return }
+        let result = clinux_allocate(descriptor, 0, size)
+        switch -result {
+        case ...0: break
+        case EOPNOTSUPP, ENOSYS: try writeZeros(0..<length, for: .guestData)
+        default: throw .system(result, "take \(length) bytes of space", image: name)
         }
     }
 

@@ -10,7 +10,7 @@ enum LockHolder {
         for process in entries(of: "/proc") where process != own && process.utf8.allSatisfy({ 48...57 ~= $0 }) {
             for descriptor in entries(of: "/proc/\(process)/fd") {
                 var status = stat()
-                guard stat("/proc/\(process)/fd/\(descriptor)", &status) == 0,
+                guard unsafe stat("/proc/\(process)/fd/\(descriptor)", &status) == 0,
                     FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)) == file,
                     contents(of: "/proc/\(process)/fdinfo/\(descriptor)").contains("OFDLCK")
                 else { continue }
@@ -22,12 +22,12 @@ enum LockHolder {
     }
 
     private static func entries(of folder: String) -> [String] {
-        guard let stream = opendir(folder) else { return [] }
-        defer { closedir(stream) }
+        guard let stream = unsafe opendir(folder) else { return [] }
+        defer { unsafe closedir(stream) }
         var names: [String] = []
-        while let entry = readdir(stream) {
-            let name = withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
-                String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+        while let entry = unsafe readdir(stream) {
+            let name = unsafe withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
+                unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
             }
             if name != ".", name != ".." { names.append(name) }
         }
@@ -35,11 +35,11 @@ enum LockHolder {
     }
 
     private static func contents(of path: String) -> String {
-        let descriptor = clinux_open(path, O_RDONLY, 0)
+        let descriptor = unsafe clinux_open(path, O_RDONLY, 0)
         guard descriptor >= 0 else { return "" }
         defer { close(descriptor) }
         var bytes = [UInt8](repeating: 0, count: 8192)
-        let count = bytes.withUnsafeMutableBytes { read(descriptor, $0.baseAddress, $0.count) }
+        let count = unsafe bytes.withUnsafeMutableBytes { unsafe read(descriptor, $0.baseAddress, $0.count) }
         return String(decoding: bytes.prefix(max(0, count)), as: UTF8.self)
     }
 }

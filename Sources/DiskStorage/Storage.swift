@@ -59,6 +59,8 @@ public protocol Storage: AnyObject, Sendable {
     func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError)
     /// Makes it shorter or (with zeros) longer.
     func setLength(_ length: UInt64) throws(DiskError)
+    /// Makes it `length` bytes long with all space taken, so that later writes cannot lack it.
+    func allocate(_ length: UInt64) throws(DiskError)
     /// Returns when everything written before is on stable storage.
     func flush() throws(DiskError)
     /// Bytes of the medium that it occupies.
@@ -68,6 +70,8 @@ public protocol Storage: AnyObject, Sendable {
 }
 
 extension Storage {
+    public func allocate(_ length: UInt64) throws(DiskError) { try setLength(length) }
+
     /// Reads exactly `count` bytes; an end before that is an error which names `what`.
     public func bytes(
         at offset: UInt64, count: Int, for purpose: StoragePurpose, _ what: StaticString

@@ -1,0 +1,68 @@
+internal import DiskImage
+internal import DiskStorage
+
+/// Reads the compressed grains of a streamOptimized extent, and keeps the last few decompressed: neighbouring small
+/// reads want the same grain.
+final class VMDKCompressedGrains: Sendable {
+    private let handle: StorageHandle
+    private let grainSize: Int
+    /// Whether each grain is preceded by a marker with its sector and size (VMware Virtual Disk Format 5.0, "Stream-Optimized
+    /// Compressed Sparse Extents").
+    let hasMarkers: Bool
+    private let recent: Locked<[(offset: UInt64, bytes: [UInt8])]>
+    private let recentLimit: Int
+
+    init(handle: StorageHandle, grainSize: UInt64, hasMarkers: Bool) {
+        self.handle = handle
+        self.grainSize = Int(grainSize)
+        self.hasMarkers = hasMarkers
+        recent = Locked([])
+        recentLimit = max(1, min(16, (1 << 20) / Int(grainSize)))
+    }
+
+    /// Fills `buffer` with a grain's bytes from `skip` on.
+    func read(at offset: UInt64, skipping skip: Int, into buffer: IOBuffer) throws(DiskError) {
+        let known: [UInt8]? = recent.withLock { list in
+            guard let index = list.firstIndex(where: { $0.offset == offset }) else { return nil }
+            let entry = list.remove(at: index)
+            list.append(entry)
+            return entry.bytes
+        }
+        let bytes: [UInt8]
+        if let known { bytes = known } else { bytes = try decompress(at: offset) }
+        try bytes.withIOBytes { (grain) throws(DiskError) in buffer.copy(from: grain.slice(skip, buffer.count)) }
+        guard known == nil else { return }
+        recent.withLock { list in
+            if list.count >= recentLimit { list.removeFirst() }
+            list.append((offset, bytes))
+        }
+    }
+
+    /// A whole grain; one that decompresses to less (the last of a disk) ends in zeros.
+    private func decompress(at offset: UInt64) throws(DiskError) -> [UInt8] {
+        let storage = handle.storage
+        var dataOffset = offset
+        // Deflate may grow what it cannot compress; twice the grain is more than any writer makes of it.
+        var count = 2 * grainSize + 1024
+        if hasMarkers {
+            let head = try storage.bytes(at: offset, count: 12, for: .guestData, "a grain marker")
+            let size: UInt32 = try FieldReader(head).littleEndian(at: 8)
+            guard size > 0, Int(size) <= count else {
+                throw DiskError(
+                    .invalidImage, "the marker of a grain says that it has \(size) bytes", image: storage.name, offset: offset)
+            }
+            dataOffset = try offset.adding(12)
+            count = Int(size)
+        }
+        let input = try storage.availableBytes(at: dataOffset, count: count, for: .guestData)
+        var grain = [UInt8](repeating: 0, count: grainSize)
+        do throws(DiskError) {
+            _ = try grain.withIOBuffer { (output) throws(DiskError) in
+                try input.withIOBytes { (data) throws(DiskError) in try Deflate.inflateZlib(data, into: output) }
+            }
+        } catch {
+            throw error.about(storage.name).at(offset)
+        }
+        return grain
+    }
+}

@@ -1,0 +1,328 @@
+internal import DiskImage
+internal import DiskStorage
+
+/// Opens an image: finds the descriptor, then every extent that it lists.
+struct VMDKOpener {
+    private let request: OpenRequest
+    private var parts: VMDKOpenedParts
+    private var position: UInt64 = 0
+    /// The header of the file that was named, if it is a sparse extent itself.
+    private let ownHeader: VMDKSparseHeader?
+    private let ownCOWDHeader: COWDHeader?
+
+    private init(
+        _ request: OpenRequest, _ descriptor: VMDKDescriptorFile, _ header: VMDKSparseHeader?, _ cowd: COWDHeader?
+    ) {
+        self.request = request
+        ownHeader = header
+        ownCOWDHeader = cowd
+        parts = VMDKOpenedParts(
+            descriptor: descriptor, files: [request.path], tables: TableSet(cache: request.cache))
+    }
+
+    /// Opens the image that a request names.
+    static func open(_ request: OpenRequest) throws(DiskError) -> VMDKImage {
+        var opener = try begin(request)
+        try opener.openExtents()
+        let image = try VMDKImage(opener.parts, request)
+        guard image.virtualSize > 0 || opener.parts.extents.isEmpty == false else {
+            throw DiskError(.invalidImage, "the descriptor lists no extents", image: request.path)
+        }
+        if !request.skipsConsistencyChecks, request.mode != .information { try opener.checkUnclean() }
+        return image
+    }
+
+    /// Reads the descriptor from wherever it is.
+    private static func begin(_ request: OpenRequest) throws(DiskError) -> VMDKOpener {
+        let storage = request.storage
+        let head = try storage.availableBytes(at: 0, count: 4096, for: .header)
+        if VMDKSparseHeader.hasMagic(head) {
+            let header = try readHeader(of: storage)
+            guard header.descriptorSector > 0, header.descriptorSectorCount > 0 else {
+                throw DiskError(
+                    .unsupported,
+                    "is one extent of a disk, not the whole disk: open the descriptor file that lists it",
+                    image: request.path)
+            }
+            let offset = try header.descriptorSector.multiplied(by: 512, "the descriptor's offset")
+            let room = try header.descriptorSectorCount.multiplied(by: 512, "the descriptor's size")
+            let count = Int(min(room, UInt64(VMDKDescriptorFile.limit)))
+            let bytes = try storage.availableBytes(at: offset, count: count, for: .descriptor)
+            let text = try VMDKDescriptor(parsing: bytes)
+            return VMDKOpener(
+                request, VMDKDescriptorFile(text: text, storage: storage, offset: offset, room: count),
+                header.capacitySectors > 0 ? header : nil, nil)
+        }
+        if COWDHeader.hasMagic(head) {
+            let header = try COWDHeader(parsing: try storage.bytes(at: 0, count: 2048, for: .header, "the COWD header"))
+            let text = VMDKDescriptor(describing: header)
+            return VMDKOpener(
+                request, VMDKDescriptorFile(text: text, storage: MemoryStorage(), offset: 0, room: nil), nil, header)
+        }
+        let length = try storage.length()
+        guard length <= UInt64(VMDKDescriptorFile.limit) else {
+            throw DiskError(.invalidImage, "is neither a sparse extent nor a descriptor", image: request.path)
+        }
+        let bytes = try storage.bytes(at: 0, count: Int(length), for: .descriptor, "the descriptor")
+        let text = try VMDKDescriptor(parsing: bytes)
+        return VMDKOpener(
+            request, VMDKDescriptorFile(text: text, storage: storage, offset: 0, room: nil), nil, nil)
+    }
+
+    /// The header of a hosted sparse extent: of two, the footer where the header says so.
+    static func readHeader(of storage: any Storage) throws(DiskError) -> VMDKSparseHeader {
+        let bytes = try storage.bytes(at: 0, count: 512, for: .header, "the sparse extent header")
+        return try VMDKSparseHeader(parsing: bytes)
+    }
+
+    // MARK: - Extents
+
+    private mutating func openExtents() throws(DiskError) {
+        var ownIsOpen = false
+        for line in parts.descriptor.text.extents {
+            let length = try line.sectorCount.multiplied(by: 512, "an extent's size")
+            if length == 0 { continue }
+            let end = try position.adding(length, "the disk's size")
+            guard end <= UInt64(Int64.max) else { throw DiskError(.invalidImage, "the disk's size is out of range") }
+            let isOwn = !ownIsOpen && (ownHeader != nil || ownCOWDHeader != nil) && !line.type.isFlat && line.type != .zero
+            if isOwn {
+                ownIsOpen = true
+                try openSparse(request.storage, request.path, line, length)
+            } else {
+                try openExtent(line, length)
+            }
+            position = end
+        }
+        guard ownHeader == nil || ownIsOpen else {
+            throw DiskError(.invalidImage, "the descriptor inside a sparse extent lists no sparse extent")
+        }
+    }
+
+    private mutating func openExtent(_ line: VMDKExtentDescription, _ length: UInt64) throws(DiskError) {
+        if line.access == .noAccess {
+            append(VMDKOpenExtent(map: VMDKExtentMap(kind: .inaccessible, start: position, length: length, storage: 0)))
+            return
+        }
+        if line.type == .zero {
+            append(VMDKOpenExtent(map: VMDKExtentMap(kind: .zero, start: position, length: length, storage: 0)))
+            return
+        }
+        guard let name = line.fileName else {
+            throw DiskError(.invalidImage, "extent \(parts.extents.count + 1) names no file")
+        }
+        let file: (storage: any Storage, path: String)
+        do throws(DiskError) {
+            file = try request.companions.openCompanion(
+                name, of: request.path, isWritable: request.isWritable && line.access == .readWrite,
+                what: "extent \(parts.extents.count + 1)")
+        } catch {
+            guard request.mode == .information, error.kind == .notFound else { throw error }
+            append(VMDKOpenExtent(map: VMDKExtentMap(kind: .inaccessible, start: position, length: length, storage: 0)))
+            return
+        }
+        if !line.type.isFlat {
+            try openSparse(file.storage, file.path, line, length)
+        } else {
+            try openFlat(file.storage, file.path, line, length)
+        }
+    }
+
+    private mutating func openFlat(
+        _ storage: any Storage, _ path: String, _ line: VMDKExtentDescription, _ length: UInt64
+    ) throws(DiskError) {
+        let offset = try line.fileOffsetSector.multiplied(by: 512, "an extent's offset")
+        let needed = try offset.adding(length, "an extent's end")
+        let found = try storage.length()
+        guard found >= needed || request.mode == .information else {
+            throw DiskError(
+                .invalidImage,
+                "the file is cut short: the extent needs \(needed) bytes, \(found) are there", image: path)
+        }
+        var map = VMDKExtentMap(kind: .flat, start: position, length: length, storage: try addStorage(storage, path))
+        map.fileOffset = offset
+        append(VMDKOpenExtent(map: map))
+    }
+
+    private mutating func openSparse(
+        _ storage: any Storage, _ path: String, _ line: VMDKExtentDescription, _ length: UInt64
+    ) throws(DiskError) {
+        let head = try storage.availableBytes(at: 0, count: 8, for: .header)
+        do throws(DiskError) {
+            if VMDKSparseHeader.hasMagic(head) {
+                try openHosted(storage, path, line, length)
+            } else if COWDHeader.hasMagic(head) {
+                try openCOWD(storage, path, line, length)
+            } else if SESparseHeader.hasMagic(head) {
+                try openSESparse(storage, path, length)
+            } else {
+                throw DiskError(.invalidImage, "is listed as a sparse extent, but has none of their magic numbers")
+            }
+        } catch {
+            throw error.about(path)
+        }
+    }
+
+    private mutating func openHosted(
+        _ storage: any Storage, _ path: String, _ line: VMDKExtentDescription, _ length: UInt64
+    ) throws(DiskError) {
+        var header = try Self.readHeader(of: storage)
+        let fileLength = try storage.length()
+        var tableStorage = storage
+        var directory: UInt64
+        if header.directoryIsAtEnd {
+            if let footer = try VMDKStreamFooter.find(in: storage, length: fileLength, like: header) {
+                header = footer
+                directory = header.directorySector
+            } else {
+                (tableStorage, directory) = try VMDKStreamFooter.rebuildTables(storage, header, length: fileLength)
+            }
+        } else {
+            directory = header.directorySector
+        }
+        try checkCapacity(header.capacitySectors, length)
+        let isCompressed = header.isCompressed
+        if request.isWritable, isCompressed {
+            throw DiskError(
+                .unsupported,
+                "a streamOptimized image cannot be written in place: make a snapshot on it with 'vdimg create --parent', "
+                    + "and mount that")
+        }
+        let end = FileEndCell(fileLength)
+        let number = try addStorage(storage, path)
+        let isRebuilt = tableStorage !== storage
+        var tables = VMDKGrainTables(
+            table: parts.tables.table(in: tableStorage),
+            directoryOffset: try directory.multiplied(by: 512, "the grain directory's offset"),
+            grainShift: UInt64((header.grainSectors * 512).trailingZeroBitCount),
+            tableShift: UInt64(header.entriesPerTable.trailingZeroBitCount),
+            end: end.reader)
+        tables.hasZeroGrains = header.hasZeroGrains
+        // Grains come after all metadata; what a stream's header says of that is not kept to by its writers.
+        let overhead = try header.overheadSectors.multiplied(by: 512, "the overhead")
+        if !isCompressed, overhead <= fileLength { tables.firstDataOffset = max(512, overhead) }
+        if !isRebuilt { try checkDirectory(tables, length, fileLength, entrySize: 4) }
+        if header.usesRedundantDirectory, !isRebuilt {
+            tables.redundantDirectoryOffset = try header.redundantDirectorySector
+                .multiplied(by: 512, "the redundant grain directory's offset")
+        }
+        var map = VMDKExtentMap(
+            kind: isCompressed ? .compressed : .sparse, start: position, length: length, storage: number)
+        map.grains = tables
+        var extent = VMDKOpenExtent(map: map)
+        extent.end = end
+        extent.wasUnclean = header.isUnclean
+        if isCompressed {
+            extent.compressedGrains = VMDKCompressedGrains(
+                handle: parts.storages[Int(number)], grainSize: tables.grainSize, hasMarkers: header.hasMarkers)
+        } else if storage.traits.isWritable, line.access == .readWrite {
+            extent.writer = VMDKSparseFile(
+                .hosted, handle: parts.storages[Int(number)], end: end, length: fileLength, grainSize: tables.grainSize)
+        }
+        append(extent)
+    }
+
+    private mutating func openCOWD(
+        _ storage: any Storage, _ path: String, _ line: VMDKExtentDescription, _ length: UInt64
+    ) throws(DiskError) {
+        let header = try COWDHeader(parsing: try storage.bytes(at: 0, count: 2048, for: .header, "the COWD header"))
+        try checkCapacity(UInt64(header.capacitySectors), length)
+        let fileLength = try storage.length()
+        // The allocation pointer may be ahead of the file's end, never behind what is in use.
+        let end = FileEndCell(max(fileLength, UInt64(header.freeSector) * 512))
+        let number = try addStorage(storage, path)
+        let tables = VMDKGrainTables(
+            table: parts.tables.table(in: storage), directoryOffset: UInt64(header.directorySector) * 512,
+            grainShift: UInt64((UInt64(header.grainSectors) * 512).trailingZeroBitCount), tableShift: 12,
+            end: end.reader)
+        try checkDirectory(tables, length, fileLength, entrySize: 4)
+        var map = VMDKExtentMap(kind: .sparse, start: position, length: length, storage: number)
+        map.grains = tables
+        var extent = VMDKOpenExtent(map: map)
+        extent.end = end
+        extent.wasUnclean = header.isUnclean
+        if storage.traits.isWritable, line.access == .readWrite {
+            extent.writer = VMDKSparseFile(
+                .cowd, handle: parts.storages[Int(number)], end: end, length: fileLength, grainSize: tables.grainSize)
+        }
+        append(extent)
+    }
+
+    private mutating func openSESparse(_ storage: any Storage, _ path: String, _ length: UInt64) throws(DiskError) {
+        if request.isWritable {
+            throw DiskError(
+                .unsupported,
+                "an seSparse extent can be read, not written: make a snapshot on it with 'vdimg create --parent', "
+                    + "and mount that")
+        }
+        let header = try SESparseHeader(reading: storage)
+        try checkCapacity(header.capacitySectors, length)
+        let fileLength = try storage.length()
+        let end = FileEndCell(fileLength)
+        let number = try addStorage(storage, path)
+        var tables = VMDKGrainTables(
+            table: parts.tables.table(in: storage), directoryOffset: header.directorySector * 512,
+            grainShift: UInt64((header.grainSectors * 512).trailingZeroBitCount),
+            tableShift: UInt64((header.tableSectors * 64).trailingZeroBitCount), end: end.reader)
+        tables.seTablesOffset = header.tablesSector * 512
+        tables.seGrainsOffset = header.grainsSector * 512
+        try checkDirectory(tables, length, fileLength, entrySize: 8)
+        var map = VMDKExtentMap(kind: .seSparse, start: position, length: length, storage: number)
+        map.grains = tables
+        var extent = VMDKOpenExtent(map: map)
+        extent.end = end
+        append(extent)
+    }
+
+    // MARK: - Checks
+
+    private func checkCapacity(_ capacitySectors: UInt64, _ length: UInt64) throws(DiskError) {
+        guard capacitySectors >= length / 512 else {
+            throw DiskError(
+                .invalidImage,
+                "the descriptor gives the extent \(length / 512) sectors, its header \(capacitySectors)")
+        }
+    }
+
+    /// The whole grain directory must lie inside the file.
+    private func checkDirectory(
+        _ tables: VMDKGrainTables, _ length: UInt64, _ fileLength: UInt64, entrySize: UInt64
+    ) throws(DiskError) {
+        let count = length.dividedRoundingUp(by: tables.tableCoverage)
+        let size = try count.multiplied(by: entrySize, "the grain directory's size")
+        let end = try tables.directoryOffset.adding(size, "the grain directory's end")
+        guard tables.directoryOffset >= 512, end <= fileLength else {
+            throw DiskError(
+                .invalidImage,
+                "the file is cut short: the grain directory ends at byte \(end), the file at \(fileLength)",
+                offset: tables.directoryOffset)
+        }
+    }
+
+    /// What was not closed is looked through before it is used.
+    private func checkUnclean() throws(DiskError) {
+        for (index, extent) in parts.extents.enumerated() where extent.wasUnclean && extent.map.kind == .sparse {
+            let checker = try VMDKExtentChecker(extent, parts.storages[Int(extent.map.storage)].storage)
+            let report = try checker.check(repair: request.isWritable ? .copiesOnly : .nothing)
+            guard report.remaining(.loss) == 0, report.remaining(.repairable) == 0 || !request.isWritable else {
+                let first = report.findings.first { $0.severity == .loss || $0.severity == .repairable }
+                throw DiskError(
+                    .needsRepair,
+                    "extent \(index + 1) was not closed by its last writer and is damaged (\(first?.message ?? "")): "
+                        + "run 'vdimg check --repair \(request.path)' first", image: parts.storages[Int(extent.map.storage)].storage.name)
+            }
+        }
+    }
+
+    // MARK: - Collecting
+
+    private mutating func addStorage(_ storage: any Storage, _ path: String) throws(DiskError) -> UInt16 {
+        guard let number = UInt16(exactly: parts.storages.count) else {
+            throw DiskError(.unsupported, "the descriptor lists more than 65,535 files")
+        }
+        parts.storages.append(StorageHandle(storage))
+        if !parts.files.contains(path) { parts.files.append(path) }
+        return number
+    }
+
+    private mutating func append(_ extent: VMDKOpenExtent) { parts.extents.append(extent) }
+}

@@ -1,0 +1,148 @@
+internal import DiskImage
+internal import DiskStorage
+
+/// A sparse extent file that is open for writing: takes space for grains and tables, and marks the file unclean.
+final class VMDKSparseFile: Sendable {
+    /// What tells the two writable sparse layouts apart.
+    enum Layout: Sendable {
+        /// KDMV: the file's end is the next free place; tables have a redundant copy.
+        case hosted
+        /// COWD: the header names the next free sector.
+        case cowd
+    }
+
+    let layout: Layout
+    let handle: StorageHandle
+    let end: FileEndCell
+    private let space: Locked<Space>
+    private let grainSize: UInt64
+
+    /// Where grains may go.
+    private struct Space {
+        /// Grains that were given up, usable now.
+        var free: [(offset: UInt64, isZero: Bool)] = []
+        /// Grains that were given up since the last flush began: their old entries may still be on the disk.
+        var givenUp: [UInt64] = []
+        /// The length that the file was last told to have.
+        var length: UInt64
+        var isMarkedUnclean = false
+    }
+
+    /// Bytes that a 32-bit sector number can reach.
+    static let limit: UInt64 = 1 << 41
+
+    init(
+        _ layout: Layout, handle: StorageHandle, end: FileEndCell, length: UInt64, grainSize: UInt64
+    ) {
+        self.layout = layout
+        self.handle = handle
+        self.end = end
+        self.grainSize = grainSize
+        space = Locked(Space(length: length))
+    }
+
+    // MARK: - Unclean mark
+
+    /// The header's byte or word that says that the file is not closed: VMware Virtual Disk Format 5.0, `uncleanShutdown`.
+    private var uncleanOffset: UInt64 { layout == .hosted ? 72 : 1648 }
+
+    /// Sets the unclean mark, durably, before the first change of a mapping.
+    func markUnclean() throws(DiskError) {
+        try space.withLock { (space) throws(DiskError) in
+            guard !space.isMarkedUnclean else { return }
+            try handle.storage.write([1], at: uncleanOffset, for: .header)
+            try handle.storage.flush()
+            space.isMarkedUnclean = true
+        }
+    }
+
+    /// Clears the unclean mark; everything else is durable.
+    func markClean(wasUnclean: Bool) throws(DiskError) {
+        let isMarked = space.withLock { $0.isMarkedUnclean }
+        guard isMarked || wasUnclean else { return }
+        try handle.storage.write([0], at: uncleanOffset, for: .header)
+        try handle.storage.flush()
+        space.withLock { $0.isMarkedUnclean = false }
+    }
+
+    // MARK: - Space
+
+    /// Space for up to `count` grains in one piece; answers how many, where, and whether it reads as zeros.
+    func takeGrains(_ count: UInt64) throws(DiskError) -> (offset: UInt64, count: UInt64, isZero: Bool) {
+        try space.withLock { (space) throws(DiskError) in
+            if count == 1, let grain = space.free.popLast() { return (grain.offset, 1, grain.isZero) }
+            let start = try room(for: grainSize, alignment: grainSize)
+            let fitting = min(count, (Self.limit - start) / grainSize)
+            end.value = start + fitting * grainSize
+            return (start, fitting, true)
+        }
+    }
+
+    /// Space for a table, which reads as zeros.
+    func takeTable(_ size: UInt64) throws(DiskError) -> UInt64 {
+        try space.withLock { (_) throws(DiskError) in
+            let start = try room(for: size, alignment: 512)
+            end.value = start + size
+            return start
+        }
+    }
+
+    private func room(for size: UInt64, alignment: UInt64) throws(DiskError) -> UInt64 {
+        guard let start = end.value.alignedUp(to: alignment), start <= Self.limit - size else {
+            throw DiskError(
+                .system, "the extent file is full: its sector numbers reach no further than 2 TiB",
+                image: handle.storage.name, errno: 28)  // ENOSPC
+        }
+        return start
+    }
+
+    /// Takes back a grain that was not used; it may hold anything.
+    func putBack(_ offset: UInt64) {
+        space.withLock { $0.free.append((offset, false)) }
+    }
+
+    /// Gives up a grain whose entry was just removed: its space goes back to the file system, and to us after a flush.
+    func giveUp(_ offset: UInt64) throws(DiskError) {
+        try handle.storage.discard(offset..<min(offset + grainSize, end.value), mustZero: true, for: .guestData)
+        space.withLock { $0.givenUp.append(offset) }
+    }
+
+    // MARK: - Flushing
+
+    /// Makes grains durable that have been written, and the file long enough for all that was taken.
+    func flushData() throws(DiskError) {
+        let wanted = end.value
+        try space.withLock { (space) throws(DiskError) in
+            guard space.length < wanted else { return }
+            if try handle.storage.length() < wanted { try handle.storage.setLength(wanted) }
+            if layout == .cowd {
+                // The header's allocation pointer is durable, with the data, before any entry points below it.
+                var field = FieldWriter(count: 4)
+                field.littleEndian(UInt32(truncatingIfNeeded: wanted / 512), at: 0)
+                try handle.storage.write(field.bytes, at: 28, for: .allocation)
+            }
+            space.length = wanted
+            handle.noteWrite()
+        }
+    }
+
+    /// The grains that were given up before a flush begins.
+    func beginFlush() -> [UInt64] {
+        space.withLock { space in
+            defer { space.givenUp = [] }
+            return space.givenUp
+        }
+    }
+
+    /// After the flush: nothing on the disk points to those grains any more (or, if it failed, perhaps still).
+    func endFlush(_ givenUp: [UInt64], succeeded: Bool) {
+        guard !givenUp.isEmpty else { return }
+        space.withLock { space in
+            if succeeded {
+                space.free.append(contentsOf: givenUp.map { ($0, true) })
+            } else {
+                space.givenUp.append(contentsOf: givenUp)
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+import Glibc
+import Synchronization
+
+/// One file of a mount. A subclass says where its bytes come from.
+///
+/// All functions are called on lanes, several at once, and answer 0 or an errno value. The size never changes.
+/// `read` and `write` are the hot path: they get ranges that lie inside the file and at most
+/// ``MountSession/maximumTransfer`` bytes, in page-aligned memory of the lane, and should neither allocate nor count
+/// references.
+// Sendable: the stored properties are constants and atomics; a subclass promises the same of its own.
+open class ExposedFile: @unchecked Sendable {
+    /// The name in the mounted folder; of no meaning where the mountpoint is a file.
+    public let name: String
+    /// Size in bytes.
+    public final let size: UInt64
+    /// Whether openers may write.
+    public final let isWritable: Bool
+    /// Permission bits, such as 0o600.
+    public let mode: UInt32
+    public let owner: UInt32
+    public let group: UInt32
+    /// Whether the bytes change only by writes through this mount, so that the page cache may keep them from one
+    /// opener to the next. Otherwise every read comes here.
+    public final let isStable: Bool
+
+    private let written = Atomic<Bool>(false)
+    private let modifiedNanoseconds: Atomic<Int64>
+
+    /// - Parameter modified: the modification time shown until the first write, in nanoseconds since 1970.
+    public init(
+        name: String, size: UInt64, isWritable: Bool, mode: UInt32, owner: UInt32, group: UInt32,
+        modified: Int64, isStable: Bool = true
+    ) {
+        self.name = name
+        self.size = size
+        self.isWritable = isWritable
+        self.mode = mode & 0o777
+        self.owner = owner
+        self.group = group
+        self.isStable = isStable
+        modifiedNanoseconds = Atomic(modified)
+    }
+
+    /// Fills the whole buffer with the bytes at the offset.
+    open func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 { EIO }
+
+    /// Stores the whole buffer at the offset.
+    open func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) -> Int32 { EROFS }
+
+    /// Makes durable what was written before. Called for fsync(2) and, on a writable file, for every close(2).
+    open func flush() -> Int32 { 0 }
+
+    /// Reads as zeros from now on, and gives the space back where that is possible.
+    open func discard(offset: UInt64, length: UInt64) -> Int32 { EOPNOTSUPP }
+
+    /// Reads as zeros from now on; the space may stay allocated.
+    open func zero(offset: UInt64, length: UInt64) -> Int32 { EOPNOTSUPP }
+
+    /// Makes sure that later writes to the range find space.
+    open func allocate(offset: UInt64, length: UInt64) -> Int32 { EOPNOTSUPP }
+
+    /// The next data (or, with `data` false, the next hole) at or after an offset inside the file. The end of the file
+    /// counts as a hole. No more data: ENXIO.
+    open func seek(from offset: UInt64, data: Bool) -> SeekResult { data ? .found(offset) : .found(size) }
+
+    /// Bytes of storage the file takes up: st_blocks.
+    open var allocatedBytes: UInt64 { size }
+
+    /// What ``seek(from:data:)`` answers.
+    public enum SeekResult: Sendable {
+        case found(UInt64)
+        case failed(Int32)
+    }
+
+    /// Notes that the content changed; the time is taken when somebody asks for it.
+    final func noteWrite() {
+        if !written.load(ordering: .relaxed) { written.store(true, ordering: .relaxed) }
+    }
+
+    /// Nanoseconds since 1970 of the last change.
+    final var modified: Int64 {
+        if written.exchange(false, ordering: .relaxed) {
+            var now = timespec()
+            unsafe clock_gettime(CLOCK_REALTIME, &now)
+            modifiedNanoseconds.store(Int64(now.tv_sec) * 1_000_000_000 + Int64(now.tv_nsec), ordering: .relaxed)
+        }
+        return modifiedNanoseconds.load(ordering: .relaxed)
+    }
+}

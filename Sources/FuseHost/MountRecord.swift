@@ -1,0 +1,176 @@
+import Glibc
+
+/// What a daemon leaves for others to find: who serves a mount, whether it still lives, and how it ended.
+///
+/// The record is a small text file, `<device>-<pid>` in `/run/vdmount` for root and in `$XDG_RUNTIME_DIR/vdmount`,
+/// `/run/user/UID/vdmount` or `/tmp/vdmount-UID` for others, one `key=value` a line.
+/// - While the daemon lives it holds a flock(2) on the file: a record without one is of a daemon that was killed.
+///   The lock is taken before the file gets its name, so nobody sees a living record unlocked.
+/// - When the daemon has closed the disk it adds `result=` (0 or 1) and `message=`, removes the name and drops the
+///   lock. Who opened the file before, waits for the lock and then reads how it ended, or finds no result: killed.
+///
+/// Nothing is polled by process number, so a number used again does no harm. The record is a help for `vdumount`: a
+/// mount works without.
+// Sendable: the descriptor and path do not change.
+public final class MountRecord: @unchecked Sendable {
+    private let descriptor: Int32
+    private let path: String
+
+    /// Writes the record of this process for a mount.
+    static func create(for entry: MountEntry) throws(HostError) -> MountRecord {
+        let user = geteuid()
+        var reason = ""
+        for folder in folders(of: user) {
+            if let failure = prepare(folder, user: user) {
+                reason = "\(folder): \(failure)"
+                continue
+            }
+            let path = "\(folder)/\(entry.device.split(separator: ":").joined(separator: "-"))-\(getpid())"
+            let draft = path + ".new"
+            let descriptor = SystemFiles.openFile(
+                draft, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, mode: 0o644)
+            let text = """
+                pid=\(getpid())
+                device=\(entry.device)
+                mountpoint=\(OctalText.encode(entry.mountpoint))
+                image=\(OctalText.encode(entry.source))
+
+                """
+            if descriptor >= 0, flock(descriptor, LOCK_EX | LOCK_NB) == 0, SystemFiles.writeAll(text, to: descriptor),
+                unsafe rename(draft, path) == 0
+            {
+                return MountRecord(descriptor: descriptor, path: path)
+            }
+            reason = "\(path): \(errorText(errno))"
+            if descriptor >= 0 {
+                close(descriptor)
+                unsafe unlink(draft)
+            }
+        }
+        throw HostError(subject: entry.mountpoint, reason: "vdumount will not wait for the close: \(reason)")
+    }
+
+    private init(descriptor: Int32, path: String) {
+        self.descriptor = descriptor
+        self.path = path
+    }
+
+    /// Says how the daemon ended and lets those who wait go on. To be called once, when the disk is closed.
+    func finish(failure: String?) {
+        let message = failure.map { "message=\(OctalText.encode($0))\n" } ?? ""
+        SystemFiles.writeAll("result=\(failure == nil ? 0 : 1)\n" + message, to: descriptor)
+        unsafe unlink(path)
+        close(descriptor)
+    }
+
+    /// Where the records of a user are.
+    static func folders(of user: UInt32) -> [String] {
+        if user == 0 { return ["/run/vdmount", "/tmp/vdmount-0"] }
+        var folders = ["/run/user/\(user)/vdmount", "/tmp/vdmount-\(user)"]
+        if user == geteuid(), let value = unsafe getenv("XDG_RUNTIME_DIR") {
+            let own = unsafe String(cString: value) + "/vdmount"
+            if own.hasPrefix("/") && !folders.contains(own) { folders.insert(own, at: 0) }
+        }
+        return folders
+    }
+
+    /// Makes the folder unless it is there, and nobody else's: the reason why not, else nil.
+    private static func prepare(_ folder: String, user: UInt32) -> String? {
+        if unsafe mkdir(folder, user == 0 ? 0o755 : 0o700) != 0 && errno != EEXIST { return errorText(errno) }
+        return ownFolder(folder, user: user) ? nil : "belongs to somebody else or is open to others"
+    }
+
+    static func ownFolder(_ folder: String, user: UInt32) -> Bool {
+        var status = stat()
+        return unsafe lstat(folder, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR
+            && status.st_uid == user && status.st_mode & 0o022 == 0
+    }
+}
+
+/// A daemon found by its record: to see who it is and to wait for its end.
+// The descriptor is owned: closed once, at the end of the value's life.
+public struct MountWatch: ~Copyable {
+    private let descriptor: Int32
+    public let pid: Int32
+    public let device: String
+    public let mountpoint: String
+    public let image: String
+
+    deinit { close(descriptor) }
+
+    /// How a daemon ended.
+    public enum End: Sendable, Equatable {
+        case clean
+        case failed(String)
+        /// It was killed or crashed before it had closed the disk.
+        case killed
+    }
+
+    /// The living daemon of a mount, or (with no device known) the one that served a mountpoint and is closing.
+    /// Records of killed daemons that are met on the way are removed.
+    public static func find(device: String?, mountpoint: String, owners: [UInt32]) -> MountWatch? {
+        for owner in owners {
+            for folder in MountRecord.folders(of: owner) where MountRecord.ownFolder(folder, user: owner) {
+                for name in SystemFiles.names(in: folder) where !name.hasSuffix(".new") {
+                    guard let watch = MountWatch(path: "\(folder)/\(name)") else { continue }
+                    if let device, watch.device != device { continue }
+                    if device == nil, watch.mountpoint != mountpoint { continue }
+                    return watch
+                }
+            }
+        }
+        return nil
+    }
+
+    private init?(path: String) {
+        let descriptor = SystemFiles.openFile(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)
+        guard descriptor >= 0 else { return nil }
+        if flock(descriptor, LOCK_SH | LOCK_NB) == 0 {
+            // Its daemon is dead, or has just finished and removed the name itself.
+            unsafe unlink(path)
+            close(descriptor)
+            return nil
+        }
+        let values = MountWatch.values(descriptor)
+        guard let pid = Int32(values["pid"] ?? ""), let device = values["device"],
+            let mountpoint = values["mountpoint"]
+        else {
+            close(descriptor)
+            return nil
+        }
+        self.descriptor = descriptor
+        self.pid = pid
+        self.device = device
+        self.mountpoint = mountpoint
+        image = values["image"] ?? ""
+    }
+
+    private static func values(_ descriptor: Int32) -> [String: String] {
+        var values: [String: String] = [:]
+        lseek(descriptor, 0, SEEK_SET)
+        for line in (SystemFiles.contents(of: descriptor, limit: 65536) ?? []).split(separator: 0x0A) {
+            guard let equals = line.firstIndex(of: UInt8(ascii: "=")) else { continue }
+            values[String(decoding: line[..<equals], as: UTF8.self)] = OctalText.decode(
+                line[line.index(after: equals)...])
+        }
+        return values
+    }
+
+    /// Waits until the daemon has closed the disk or is dead.
+    ///
+    /// - Parameter patience: called once, when it takes longer than three seconds.
+    public func wait(patience: () -> Void) -> End {
+        var waited = 0
+        while flock(descriptor, LOCK_SH | LOCK_NB) != 0 {
+            SystemFiles.sleep(milliseconds: 5)
+            waited += 5
+            if waited == 3000 { patience() }
+        }
+        let values = MountWatch.values(descriptor)
+        switch values["result"] {
+        case "0": return .clean
+        case nil: return .killed
+        default: return .failed(values["message"] ?? "unknown failure")
+        }
+    }
+}

@@ -1,0 +1,96 @@
+/* What a daemon needs of its process. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "FuseShim.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+extern char **environ;
+
+pid_t fuseshim_fork(void) { return fork(); }
+
+int fuseshim_run(const char *const *arguments, char *output, size_t output_size) {
+    if (output_size > 0)
+        output[0] = 0;
+    int caught = memfd_create("vdmount-messages", MFD_CLOEXEC);
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t none, usual;
+    sigemptyset(&none);
+    sigemptyset(&usual);
+    sigaddset(&usual, SIGPIPE);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawnattr_init(&attributes);
+    if (caught >= 0)
+        posix_spawn_file_actions_adddup2(&actions, caught, STDERR_FILENO);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setsigdefault(&attributes, &usual);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    pid_t child = 0;
+    int failure = posix_spawnp(&child, arguments[0], &actions, &attributes, (char *const *)arguments, environ);
+    posix_spawn_file_actions_destroy(&actions);
+    posix_spawnattr_destroy(&attributes);
+    int status = -1, result = -1;
+    if (failure == 0) {
+        while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+            ;
+        if (WIFEXITED(status))
+            result = WEXITSTATUS(status);
+        if (caught >= 0 && output_size > 1) {
+            ssize_t length = pread(caught, output, output_size - 1, 0);
+            output[length > 0 ? length : 0] = 0;
+        }
+    } else if (output_size > 0) {
+        strncat(output, strerror(failure), output_size - 1);
+    }
+    if (caught >= 0)
+        close(caught);
+    return result;
+}
+
+void fuseshim_ignore_sigpipe(void) { signal(SIGPIPE, SIG_IGN); }
+
+int fuseshim_signal_descriptor(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
+    if (pthread_sigmask(SIG_BLOCK, &set, NULL) != 0)
+        return -1;
+    return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+int fuseshim_event_descriptor(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
+
+void fuseshim_event_raise(int descriptor) { eventfd_write(descriptor, 1); }
+
+int fuseshim_wait(int signal_descriptor, int event_descriptor, int milliseconds) {
+    struct pollfd both[2] = {{.fd = event_descriptor, .events = POLLIN}, {.fd = signal_descriptor, .events = POLLIN}};
+    for (;;) {
+        int count = poll(both, 2, milliseconds);
+        if (count == 0)
+            return -ETIMEDOUT;
+        if (count < 0) {
+            if (errno == EINTR)
+                continue;
+            return -errno;
+        }
+        if (both[0].revents != 0)
+            return 0;
+        struct signalfd_siginfo info;
+        if (both[1].revents != 0 && read(signal_descriptor, &info, sizeof info) == sizeof info)
+            return (int)info.ssi_signo;
+    }
+}

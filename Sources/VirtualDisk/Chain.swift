@@ -1,0 +1,102 @@
+internal import DiskImage
+internal import DiskStorage
+
+/// The images of a disk, from the top down, as one translation: which image answers for which byte.
+///
+/// Does not change; a disk whose layers change gets a new chain.
+@safe
+final class Chain: @unchecked Sendable {  // all fields are constant after init
+    /// The images, the top one first.
+    let layers: [Layer]
+    private let references: UnsafeMutablePointer<LayerReference>
+    private let count: Int
+    /// The size of the disk in bytes: the top image's.
+    let size: UInt64
+
+    init(topFirst layers: [Layer]) {
+        precondition(!layers.isEmpty)
+        self.layers = layers
+        count = layers.count
+        unsafe references = .allocate(capacity: count)
+        for (index, layer) in layers.enumerated() { unsafe (references + index).initialize(to: layer.reference) }
+        size = layers[0].backend.virtualSize
+    }
+
+    deinit { unsafe references.deallocate() }
+
+    /// The top image.
+    @inline(__always) var top: LayerReference { unsafe references[0] }
+    /// How many images there are.
+    var depth: Int { count }
+
+    @inline(__always)
+    func reference(_ index: Int) -> LayerReference {
+        precondition(index < count)
+        return unsafe references[index]
+    }
+
+    /// Fills `buffer` with what the disk holds from `offset` on, asking layers from `first` down. The range lies inside
+    /// the disk.
+    func read(into buffer: IOBuffer, at offset: UInt64, from first: Int = 0) throws(DiskError) {
+        var index = first
+        var buffer = buffer
+        var offset = offset
+        var batch = ExtentBatch()
+        while buffer.count > 0 {
+            guard index < count, unsafe offset < references[index].size else { return buffer.zero() }
+            let layer = unsafe references[index]
+            let length = min(UInt64(buffer.count), layer.size &- offset)
+            batch.removeAll()
+            try layer.map(offset, length, into: &batch)
+            if batch.count == 1, batch[0].kind == .absent, length == UInt64(buffer.count), batch.coveredLength >= length {
+                index += 1  // nothing here at all: the same question one layer down
+                continue
+            }
+            let done = try read(batch, of: layer, index, into: buffer, at: offset)
+            buffer = buffer.slice(done, buffer.count - done)
+            offset += UInt64(done)
+        }
+    }
+
+    /// Reads the extents of one answer and answers how many bytes they were.
+    private func read(
+        _ batch: borrowing ExtentBatch, of layer: LayerReference, _ index: Int, into buffer: IOBuffer, at offset: UInt64
+    ) throws(DiskError) -> Int {
+        var done = 0
+        for number in 0..<batch.count where done < buffer.count {
+            let extent = batch[number]
+            let part = buffer.slice(done, Int(min(extent.length, UInt64(buffer.count - done))))
+            switch extent.kind {
+            case .data: try layer.read(extent.storage, into: part, at: extent.fileOffset, for: .guestData)
+            case .zero: part.zero()
+            case .absent: try read(into: part, at: offset + UInt64(done), from: index + 1)
+            case .encoded: try layer.object.backend.readEncoded(extent, into: part)
+            }
+            done += part.count
+        }
+        return done
+    }
+
+    /// Whether a range is known, from the tables alone, to read as zeros, asking layers from `first` down.
+    func isKnownZero(_ offset: UInt64, _ length: UInt64, from first: Int) throws(DiskError) -> Bool {
+        var position = offset
+        var end = offset + length
+        var batch = ExtentBatch()
+        guard first < count else { return true }
+        end = unsafe min(end, references[first].size)
+        while position < end {
+            batch.removeAll()
+            unsafe try references[first].map(position, end - position, into: &batch)
+            for number in 0..<batch.count {
+                let extent = batch[number]
+                switch extent.kind {
+                case .data, .encoded: return false
+                case .zero: break
+                case .absent: if try !isKnownZero(position, extent.length, from: first + 1) { return false }
+                }
+                position += extent.length
+            }
+        }
+        return true
+    }
+}

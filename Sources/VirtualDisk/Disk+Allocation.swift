@@ -1,0 +1,112 @@
+internal import DiskImage
+internal import DiskStorage
+
+extension Disk {
+    /// Writes a range of which the top image does not hold everything: allocates, completes blocks from below, commits.
+    func writeAllocating(_ bytes: IOBytes, at offset: UInt64) throws(DiskError) {
+        locks.lockExclusive(offset, UInt64(bytes.count))
+        defer { locks.unlockExclusive(offset, UInt64(bytes.count)) }
+        try writeLocked(bytes, at: offset)
+    }
+
+    /// The same, for who has the range's regions alone already.
+    ///
+    /// `isZero`: the bytes are zeros, and need not be written to newly allocated space.
+    func writeLocked(_ bytes: IOBytes, at offset: UInt64, isZero: Bool = false) throws(DiskError) {
+        let top = chain.top
+        var batch = ExtentBatch()
+        var done = 0
+        while done < bytes.count {
+            let position = offset + UInt64(done)
+            batch.removeAll()
+            try top.map(position, UInt64(bytes.count - done), into: &batch)
+            let extent = batch[0]
+            let part = bytes.slice(done, Int(min(extent.length, UInt64(bytes.count - done))))
+            if extent.kind == .data {
+                try top.write(extent.storage, part, at: extent.fileOffset, for: .guestData)
+                done += part.count
+            } else {
+                done += try allocate(for: part, at: position, extent.kind, isZero: isZero)
+            }
+        }
+    }
+
+    /// Writes the first blocks of a range that the top image does not hold; answers how many bytes are done.
+    ///
+    /// `isZero`: the bytes are zeros, and need not be written to space that reads so anyway.
+    private func allocate(
+        for bytes: IOBytes, at offset: UInt64, _ kind: Extent.Kind, isZero: Bool
+    ) throws(DiskError) -> Int {
+        let backend = chain.layers[0].backend
+        guard blockSize > 0 else {
+            throw DiskError(.readOnly, "this part of the disk cannot be written", image: chain.layers[0].path)
+        }
+        let reservation = try backend.reserve(offset: offset, length: UInt64(bytes.count))
+        let blocks = reservation.offset..<reservation.offset + reservation.length
+        let written = offset..<min(offset + UInt64(bytes.count), blocks.upperBound)
+        do throws(DiskError) {
+            try fill(
+                blocks, with: bytes.slice(0, Int(written.upperBound - offset)), at: offset, storage: reservation.storage,
+                fileOffset: reservation.fileOffset, isFresh: reservation.isZero, kind, skipsBytes: isZero && reservation.isZero)
+        } catch {
+            backend.abandon(reservation)
+            throw error
+        }
+        try backend.commit(reservation)
+        return Int(written.upperBound - offset)
+    }
+
+    /// Writes `bytes` and, round them, what the blocks held before, to the blocks' new place.
+    private func fill(
+        _ blocks: Range<UInt64>, with bytes: IOBytes, at offset: UInt64, storage: UInt16, fileOffset: UInt64,
+        isFresh: Bool, _ kind: Extent.Kind, skipsBytes: Bool
+    ) throws(DiskError) {
+        let end = offset + UInt64(bytes.count)
+        let head = blocks.lowerBound..<offset
+        let tail = end..<blocks.upperBound
+        let place = fileOffset + (offset - blocks.lowerBound)
+        let hasEdges = !head.isEmpty || !tail.isEmpty
+        // Untouched space reads as zeros: edges that are zeros need not be written there.
+        var skipsEdges = isFresh && hasEdges
+        if skipsEdges { skipsEdges = try edgeIsZero(head, kind) }
+        if skipsEdges { skipsEdges = try edgeIsZero(tail, kind) }
+        if skipsBytes, skipsEdges || !hasEdges { return }
+        if hasEdges, !skipsEdges, blocks.upperBound - blocks.lowerBound <= UInt64(ScratchPool.size) {
+            try scratch.withBuffer { (buffer) throws(DiskError) in
+                let whole = buffer.slice(0, Int(blocks.upperBound - blocks.lowerBound))
+                try chain.read(into: whole.slice(0, Int(head.upperBound - head.lowerBound)), at: head.lowerBound)
+                let middle = Int(offset - blocks.lowerBound)
+                whole.slice(middle, bytes.count).copy(from: bytes)
+                try chain.read(
+                    into: whole.slice(middle + bytes.count, Int(tail.upperBound - tail.lowerBound)),
+                    at: tail.lowerBound)
+                try chain.top.write(storage, whole.readOnly, at: fileOffset, for: .copyUp)
+            }
+            return
+        }
+        if !skipsEdges { try copyUp(head, storage, at: fileOffset) }
+        try chain.top.write(storage, bytes, at: place, for: .guestData)
+        if !skipsEdges { try copyUp(tail, storage, at: place + UInt64(bytes.count)) }
+    }
+
+    private func edgeIsZero(_ range: Range<UInt64>, _ kind: Extent.Kind) throws(DiskError) -> Bool {
+        if range.isEmpty || kind == .zero { return true }
+        if kind == .encoded { return false }
+        return try chain.isKnownZero(range.lowerBound, range.upperBound - range.lowerBound, from: 1)
+    }
+
+    /// Copies what a range holds now to its new place, piece by piece.
+    private func copyUp(_ range: Range<UInt64>, _ storage: UInt16, at fileOffset: UInt64) throws(DiskError) {
+        guard !range.isEmpty else { return }
+        try scratch.withBuffer { (buffer) throws(DiskError) in
+            var position = range.lowerBound
+            while position < range.upperBound {
+                let piece = buffer.slice(0, Int(min(UInt64(buffer.count), range.upperBound - position)))
+                try chain.read(into: piece, at: position)
+                try chain.top.write(
+                    storage, piece.readOnly, at: fileOffset + (position - range.lowerBound), for: .copyUp)
+                position += UInt64(piece.count)
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+internal import DiskImage
+public import DiskStorage
+
+extension Disk {
+    /// Makes a range read as zeros and gives its space back as far as the top image can.
+    public func discard(offset: UInt64, length: UInt64) throws(DiskError) {
+        guard offset <= size, length <= size - offset else {
+            throw DiskError(.invalidArgument, "\(length) bytes reach beyond the disk's end at \(size)", offset: offset)
+        }
+        try beginWriting()
+        var position = offset
+        let end = offset + length
+        while position < end {
+            // Up to the end of the region, so that each part is under one lock.
+            let regionEnd = ((position / locks.regionSize) + 1).multipliedReportingOverflow(by: locks.regionSize)
+            let part = min(end, regionEnd.overflow ? end : regionEnd.partialValue) - position
+            try discardRegion(position, part)
+            position += part
+        }
+    }
+
+    /// Discards a range of one region.
+    private func discardRegion(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
+        locks.lockExclusive(offset, length)
+        defer { locks.unlockExclusive(offset, length) }
+        let end = offset + length
+        guard blockSize > 0 else { return try zeroInPlace(offset, length) }
+        // Whole blocks; the disk's end makes its last block whole.
+        let first = min(offset.alignedUp(to: blockSize) ?? end, end)
+        let last = max(first, end == size ? end : end & ~(blockSize - 1))
+        if offset < first { try zeroInPlace(offset, first - offset) }
+        if first < last { try discardBlocks(first, last - first) }
+        if last < end { try zeroInPlace(last, end - last) }
+    }
+
+    /// Discards whole blocks.
+    private func discardBlocks(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
+        var position = offset
+        let end = offset + length
+        let top = chain.top
+        var batch = ExtentBatch()
+        while position < end {
+            batch.removeAll()
+            try top.map(position, end - position, into: &batch)
+            let extent = batch[0]
+            let part = min(extent.length, end - position)
+            if extent.kind != .zero { try discardBlocks(position, part, extent.kind) }
+            position += part
+        }
+    }
+
+    /// Discards whole blocks of one kind.
+    private func discardBlocks(_ offset: UInt64, _ length: UInt64, _ kind: Extent.Kind) throws(DiskError) {
+        let isZeroBelow = try chain.isKnownZero(offset, length, from: 1)
+        if kind == .absent, isZeroBelow { return }
+        let backend = chain.layers[0].backend
+        if try backend.drop(offset: offset, length: length, leaving: isZeroBelow ? .absent : .zero) { return }
+        try zeroInPlace(offset, length)
+    }
+
+    /// Makes a range zeros where it lies; what the top image does not hold is allocated, but not written, to mask what
+    /// lies below.
+    private func zeroInPlace(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
+        var position = offset
+        let end = offset + length
+        let top = chain.top
+        var batch = ExtentBatch()
+        while position < end {
+            batch.removeAll()
+            try top.map(position, end - position, into: &batch)
+            let extent = batch[0]
+            let part = min(extent.length, end - position)
+            switch extent.kind {
+            case .zero: break
+            case .data:
+                let handle = top.storage(extent.storage)
+                guard handle.isWritable else {
+                    throw DiskError(.readOnly, "this part of the disk is read-only", image: handle.storage.name)
+                }
+                try handle.storage.discard(
+                    extent.fileOffset..<extent.fileOffset + part, mustZero: true, for: .guestData)
+            case .absent, .encoded:
+                let isZeroBelow = extent.kind == .absent ? try chain.isKnownZero(position, part, from: 1) : false
+                if !isZeroBelow { try writeZerosAllocating(position, part) }
+            }
+            position += part
+        }
+    }
+
+    /// Writes zeros over what lower layers hold, under the lock that the caller has.
+    private func writeZerosAllocating(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
+        try scratch.withBuffer { (buffer) throws(DiskError) in
+            buffer.zero()
+            var position = offset
+            while position < offset + length {
+                let piece = buffer.slice(0, Int(min(UInt64(buffer.count), offset + length - position)))
+                try writeLocked(piece.readOnly, at: position, isZero: true)
+                position += UInt64(piece.count)
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+internal import DiskFormats
+internal import DiskImage
+public import DiskStorage
+internal import SystemPackage
+
+extension Disk {
+    /// Opens the disk that the image at `path` is the top of: finds, opens, locks and checks its parents.
+    ///
+    /// The parents are opened read-only. Throws ``DiskError``: ``DiskError/Kind/brokenLink`` where a parent does not belong
+    /// to its child, ``DiskError/Kind/notFound`` and ``DiskError/Kind/refused`` where one cannot be opened,
+    /// ``DiskError/Kind/locked`` where another process is in the way.
+    public static func open(_ path: String, options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
+        let opener = ChainOpener(options: options)
+        let layers = try opener.open(path, mode: options.isWritable ? .readWrite : .readOnly, withParents: true)
+        return Disk(
+            chain: Chain(topFirst: layers), cache: opener.cache, isWritable: options.isWritable,
+            lazyFlushInterval: options.lazyFlushInterval)
+    }
+}
+
+/// Opens images and follows their links downwards.
+struct ChainOpener {
+    let options: DiskOptions
+    let cache: TableCache
+    let finder: FileFinder
+
+    init(options: DiskOptions) {
+        self.options = options
+        cache = TableCache(capacity: options.tableCacheSize)
+        finder = FileFinder(
+            allowedFolders: options.allowedFolders, locks: options.locksImages, wrap: options.wrapStorage)
+    }
+
+    /// Opens the image at `path` and, if asked, everything below it; the top one first.
+    func open(_ path: String, mode: OpenMode, withParents: Bool) throws(DiskError) -> [Layer] {
+        let file = try finder.open(path, isWritable: mode == .readWrite)
+        let driver = try driver(for: file.storage, path: path, mode: mode)
+        var layers = [try openLayer(driver, file.storage, file.path, mode, shownAs: path)]
+        var seen = [file.identity: path]
+        while withParents, let link = layers[layers.count - 1].backend.parentLink {
+            let child = layers[layers.count - 1]
+            guard layers.count < options.depthLimit else {
+                throw DiskError(
+                    .brokenLink, "the chain of parents is longer than \(options.depthLimit) images", image: path)
+            }
+            let parent = try openParent(link, of: child, mode: mode == .information ? .information : .readOnly)
+            if let first = seen[parent.identity] {
+                throw DiskError(
+                    .brokenLink, "the chain of parents goes in a circle: \(child.path) leads back to \(first)",
+                    image: path)
+            }
+            seen[parent.identity] = parent.layer.path
+            do throws(DiskError) {
+                try child.backend.checkLink(to: parent.layer.backend)
+            } catch {
+                throw error.about(child.path)
+            }
+            layers.append(parent.layer)
+        }
+        return layers
+    }
+
+    private func openLayer(
+        _ driver: any ImageDriver, _ storage: any Storage, _ path: String, _ mode: OpenMode, shownAs name: String
+    ) throws(DiskError) -> Layer {
+        let request = OpenRequest(storage: storage, path: path, mode: mode, cache: cache, companions: finder)
+        do throws(DiskError) {
+            return Layer(try driver.open(request), path: name)
+        } catch {
+            throw error.about(name)
+        }
+    }
+
+    /// The driver for the file that the user named.
+    func driver(for storage: any Storage, path: String, mode: OpenMode) throws(DiskError) -> any ImageDriver {
+        if let name = options.format { return try Formats.all.driver(named: name) }
+        if let driver = try Formats.all.probe(storage) { return driver }
+        // Whoever can write to a raw disk could make it look like another format that names files of the host: for
+        // writing, the user must have said that it is raw.
+        guard mode != .readWrite else {
+            throw DiskError(
+                .unknownFormat,
+                "no known format recognises it; to write to it as a raw disk, say --format raw", image: path)
+        }
+        return try Formats.all.driver(named: "raw")
+    }
+
+    private func openParent(
+        _ link: ParentLink, of child: Layer, mode: OpenMode
+    ) throws(DiskError) -> (layer: Layer, identity: FileIdentity) {
+        let childPath = try realPath(of: child)
+        var failure: DiskError?
+        if !link.paths.isEmpty {
+            do throws(DiskError) {
+                let file = try finder.openParent(link.paths, of: childPath)
+                let driver = try parentDriver(link, file.storage, file.path)
+                let layer = try openLayer(driver, file.storage, file.path, mode, shownAs: file.path)
+                return (layer, file.identity)
+            } catch {
+                failure = error
+            }
+        }
+        // Where no path leads to it: the image with that UUID among those beside the child.
+        if let failure, failure.kind != .notFound { throw failure }
+        if let uuid = link.uuid, let found = try search(for: uuid, beside: childPath, mode) { return found }
+        if let failure { throw failure }
+        let folders = finder.searchFolders(of: childPath).joined(separator: ", ")
+        throw DiskError(
+            .notFound,
+            "the parent is known by its UUID \(link.uuid?.description ?? "(none)") alone, and no image in \(folders) has it; "
+                + "if it lives elsewhere, give that folder with --allow-dir", image: child.path)
+    }
+
+    private func realPath(of layer: Layer) throws(DiskError) -> String { layer.backend.files.first ?? layer.path }
+
+    private func parentDriver(
+        _ link: ParentLink, _ storage: any Storage, _ path: String
+    ) throws(DiskError) -> any ImageDriver {
+        if let name = link.format { return try Formats.all.driver(named: name) }
+        if let driver = try Formats.all.probe(storage) { return driver }
+        throw DiskError(.unknownFormat, "no known format recognises this parent, and its child does not say", image: path)
+    }
+
+    /// Looks at the headers of all images beside `childPath`.
+    private func search(
+        for uuid: DiskUUID, beside childPath: String, _ mode: OpenMode
+    ) throws(DiskError) -> (layer: Layer, identity: FileIdentity)? {
+        var quiet = options
+        quiet.locksImages = false
+        let probe = ChainOpener(options: quiet)
+        for path in finder.neighbours(of: childPath) {
+            guard path != childPath, let file = try? probe.finder.open(path, isWritable: false),
+                let driver = try? Formats.all.probe(file.storage),
+                let layer = try? probe.openLayer(driver, file.storage, file.path, .information, shownAs: path),
+                layer.backend.identity.uuid == uuid
+            else { continue }
+            let found = try finder.openParent([path], of: childPath)
+            let opened = try openLayer(driver, found.storage, found.path, mode, shownAs: found.path)
+            guard opened.backend.identity.uuid == uuid else { continue }
+            return (opened, found.identity)
+        }
+        return nil
+    }
+}

@@ -1,0 +1,31 @@
+public import DiskStorage
+
+/// How a disk is opened.
+public struct DiskOptions: Sendable {
+    /// Whether the top image is opened for writing.
+    public var isWritable: Bool
+    /// The top image's format; nil: detected.
+    public var format: String?
+    /// Folders from which parents and extents may come, besides those of the images that name them.
+    public var allowedFolders: [String]
+    /// The memory for cached mapping tables in bytes.
+    public var tableCacheSize: Int
+    /// Whether image files are locked against other processes.
+    public var locksImages: Bool
+    /// After how many seconds changes of mapping tables are written although nobody asked for it; 0: never.
+    public var lazyFlushInterval: Int
+    /// The most images in a chain.
+    public var depthLimit: Int
+    /// Put round every storage that is opened: the tests' way to fail, cut, slow or record accesses.
+    public var wrapStorage: (@Sendable (any Storage) -> any Storage)?
+
+    public init(isWritable: Bool = false, format: String? = nil, allowedFolders: [String] = []) {
+        self.isWritable = isWritable
+        self.format = format
+        self.allowedFolders = allowedFolders
+        tableCacheSize = 8 << 20
+        locksImages = true
+        lazyFlushInterval = 5
+        depthLimit = 256
+    }
+}

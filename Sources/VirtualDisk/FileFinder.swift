@@ -1,0 +1,208 @@
+internal import CLinux
+internal import DiskImage
+internal import DiskStorage
+internal import Glibc
+internal import SystemPackage
+
+/// The only thing that opens files which an image names: parents and extents.
+///
+/// Whatever an image says, only regular files (and, where the folder was allowed, block devices) are opened that lie,
+/// after all links are resolved, in the folder of the image that names them or below it, in the folder above a
+/// `Snapshots` folder, or in a folder that the user allowed. A file is first opened as a mere path (`O_PATH`: nothing
+/// happens to it), then its true place is asked of the kernel, and only then is that very file opened for real.
+struct FileFinder: CompanionOpener {
+    /// Folders that the user allowed, as given.
+    let allowedFolders: [String]
+    /// Put round every storage.
+    let wrap: (@Sendable (any Storage) -> any Storage)?
+    /// Whether files are locked against other processes.
+    let locks: Bool
+    /// Files made by ``createCompanion(_:of:)``, to be removed if the image does not come about.
+    let created = Locked<[String]>([])
+
+    init(allowedFolders: [String] = [], locks: Bool = false, wrap: (@Sendable (any Storage) -> any Storage)? = nil) {
+        self.allowedFolders = allowedFolders
+        self.locks = locks
+        self.wrap = wrap
+    }
+
+    /// A file that was found: its real path and a descriptor that stands for it.
+    struct Found: ~Copyable {
+        let path: String
+        fileprivate let descriptor: Int32
+        let identity: FileIdentity
+        deinit { close(descriptor) }
+    }
+
+    // MARK: - The file that the user named
+
+    /// Opens a file that the user named.
+    func open(_ path: String, isWritable: Bool) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
+        guard let found = try resolve(path) else {
+            throw DiskError(.notFound, "there is no such file", image: path)
+        }
+        let opened = try open(found, isWritable: isWritable, name: path)
+        return (opened, found.path, found.identity)
+    }
+
+    private func open(_ found: borrowing Found, isWritable: Bool, name: String) throws(DiskError) -> any Storage {
+        let descriptor = clinux_reopen(found.descriptor, isWritable ? O_RDWR : O_RDONLY)
+        guard descriptor >= 0 else {
+            throw .system(descriptor, isWritable ? "open the file for writing" : "open the file", image: name)
+        }
+        let file = try FileStorage(adopting: descriptor, name: name, isWritable: isWritable)
+        if locks { try file.lockImage() }
+        return wrap?(file) ?? file
+    }
+
+    /// Finds what a path leads to without opening it; nil if nothing is there.
+    private func resolve(_ path: String) throws(DiskError) -> Found? {
+        let descriptor = unsafe clinux_open(path, Int32(clinux_O_PATH), 0)
+        guard descriptor >= 0 else {
+            if [ENOENT, ENOTDIR, ENAMETOOLONG].contains(-descriptor) { return nil }
+            throw .system(descriptor, "reach the file", image: path)
+        }
+        var status = stat()
+        var target = [UInt8](repeating: 0, count: Int(PATH_MAX))
+        let count = unsafe target.withUnsafeMutableBytes {
+            unsafe $0.baseAddress.map { unsafe readlink("/proc/self/fd/\(descriptor)", unsafe $0, Int(PATH_MAX)) } ?? -1
+        }
+        guard unsafe fstat(descriptor, &status) == 0, count > 0 else {
+            close(descriptor)
+            throw .system(clinux_errno(), "examine the file", image: path)
+        }
+        return Found(
+            path: String(decoding: target.prefix(count), as: UTF8.self), descriptor: descriptor,
+            identity: FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)))
+    }
+
+    // MARK: - Files that an image names
+
+    func openCompanion(
+        _ name: String, of imagePath: String, isWritable: Bool, what: String
+    ) throws(DiskError) -> (storage: any Storage, path: String) {
+        let found = try find([name], of: imagePath, what: what)
+        return (try open(found, isWritable: isWritable, name: found.path), found.path)
+    }
+
+    /// Opens a parent by the paths that its child stores.
+    func openParent(
+        _ names: [String], of imagePath: String
+    ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
+        let found = try find(names, of: imagePath, what: "the parent")
+        return (try open(found, isWritable: false, name: found.path), found.path, found.identity)
+    }
+
+    /// Tries the stored paths as they are, then by their last component beside the image and in the allowed folders.
+    private func find(_ names: [String], of imagePath: String, what: String) throws(DiskError) -> Found {
+        var refused: String?
+        for candidate in candidates(names, imagePath) {
+            // A path that cannot be walked is like one that leads nowhere: another candidate may do.
+            guard let found = try? resolve(candidate) else { continue }
+            guard isAllowed(found.path, for: imagePath) else {
+                refused = refused ?? found.path
+                continue
+            }
+            return found
+        }
+        let name = names.first ?? ""
+        let image = FilePath(imagePath).lastComponent?.string ?? imagePath
+        if let refused {
+            throw DiskError(
+                .refused,
+                "\(what) '\(name)' of \(image) is \(refused), outside the image's folder: not opened; "
+                    + "if it is to be trusted, give its folder with --allow-dir", image: imagePath)
+        }
+        let folders = searchFolders(of: imagePath).joined(separator: ", ")
+        throw DiskError(
+            .notFound,
+            "\(what) '\(name)' of \(image) is missing: looked in \(folders); "
+                + "if it lives elsewhere, give that folder with --allow-dir", image: imagePath)
+    }
+
+    private func candidates(_ names: [String], _ imagePath: String) -> [String] {
+        let folder = Self.folder(of: imagePath)
+        var result: [String] = []
+        for name in names where !name.isEmpty && !name.utf8.contains(0) {
+            result.append(FilePath(folder).pushing(FilePath(name)).string)
+            let slashed = name.contains("\\") ? String(name.map { $0 == "\\" ? "/" : $0 }) : name
+            if slashed != name, !Self.hasDriveLetter(slashed) {
+                result.append(FilePath(folder).pushing(FilePath(slashed)).string)
+            }
+            guard let last = FilePath(slashed).lastComponent, last.kind == .regular else { continue }
+            for place in searchFolders(of: imagePath) { result.append(FilePath(place).appending(last).string) }
+        }
+        return result
+    }
+
+    private static func hasDriveLetter(_ path: String) -> Bool {
+        let units = Array(path.utf8.prefix(2))
+        return units.count == 2 && units[1] == UInt8(ascii: ":")
+    }
+
+    /// The folders in which files of an image are looked for by name or UUID, in order.
+    func searchFolders(of imagePath: String) -> [String] {
+        let folder = FilePath(Self.folder(of: imagePath))
+        var folders = [folder.string]
+        if folder.lastComponent?.string == "Snapshots" { folders.append(folder.removingLastComponent().string) }
+        for allowed in allowedFolders where !folders.contains(allowed) { folders.append(allowed) }
+        return folders
+    }
+
+    /// Whether a real path lies where files of this image may lie.
+    private func isAllowed(_ path: String, for imagePath: String) -> Bool {
+        let path = FilePath(path)
+        return searchFolders(of: imagePath).contains { folder in
+            guard let found = try? resolve(folder) else { return false }
+            return path.starts(with: FilePath(found.path))
+        }
+    }
+
+    /// The paths of all regular files in the folders of an image, for a search by UUID.
+    func neighbours(of imagePath: String) -> [String] {
+        var paths: [String] = []
+        for folder in searchFolders(of: imagePath) {
+            guard let stream = unsafe opendir(folder) else { continue }
+            defer { unsafe closedir(stream) }
+            while let entry = unsafe readdir(stream), paths.count < 65_536 {
+                let name = unsafe withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
+                    unsafe String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+                }
+                let path = FilePath(folder).appending(name).string
+                var status = stat()
+                if unsafe stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG { paths.append(path) }
+            }
+        }
+        return paths.sorted()
+    }
+
+    /// The folder that holds a path.
+    static func folder(of path: String) -> String {
+        let folder = FilePath(path).removingLastComponent().string
+        return folder.isEmpty ? "." : folder
+    }
+
+    /// The folder that holds a path, with all links resolved.
+    static func realFolder(of path: String) -> String {
+        let folder = folder(of: path)
+        guard let found = try? FileFinder().resolve(folder) else { return folder }
+        return found.path
+    }
+
+    // MARK: - New files
+
+    func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String) {
+        let path = FilePath(Self.folder(of: imagePath)).appending(name).string
+        let file = try FileStorage(creating: path)
+        created.withLock { $0.append(path) }
+        return (wrap?(file) ?? file, path)
+    }
+
+    /// Removes all files that were created: their image did not come about.
+    func removeCreated() {
+        created.withLock { paths in
+            for path in paths { unsafe unlink(path) }
+            paths = []
+        }
+    }
+}

@@ -1,0 +1,24 @@
+internal import DiskFormats
+public import DiskImage
+public import DiskStorage
+
+/// Looks for damage in an image's structure.
+public enum ImageCheck {
+    /// Checks the image at `path` alone; with `repair`, puts right what can be. Nothing else may have it open for
+    /// writing, and for a repair nothing else may have it open at all.
+    public static func run(
+        _ path: String, options: DiskOptions = DiskOptions(), repair: Bool = false
+    ) throws(DiskError) -> CheckReport {
+        let opener = ChainOpener(options: options)
+        let mode: OpenMode = repair ? .readWrite : .readOnly
+        let file = try opener.finder.open(path, isWritable: repair)
+        let driver = try opener.driver(for: file.storage, path: path, mode: .readOnly)
+        let request = OpenRequest(
+            storage: file.storage, path: file.path, mode: mode, cache: opener.cache, companions: opener.finder)
+        do throws(DiskError) {
+            return try driver.check(request, repair: repair)
+        } catch {
+            throw error.about(path)
+        }
+    }
+}

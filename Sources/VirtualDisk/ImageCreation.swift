@@ -1,0 +1,79 @@
+internal import DiskFormats
+internal import DiskImage
+public import DiskStorage
+internal import SystemPackage
+
+/// What a new image shall be.
+public struct NewImage: Sendable {
+    /// Where; nothing may be there yet.
+    public var path: String
+    /// The size of the disk in bytes; nil: the parent's.
+    public var size: UInt64?
+    /// The format; nil: what the file name's extension says, else the parent's, else VMDK.
+    public var format: String?
+    /// The format's name for the kind of image; nil: its usual one.
+    public var variant: String?
+    /// The image that the new one is made over.
+    public var parent: String?
+    /// The parent's format; nil: detected.
+    public var parentFormat: String?
+    /// The unit of allocation in bytes; nil: the usual one.
+    public var blockSize: UInt64?
+    public var comment: String?
+    public var uuid: DiskUUID?
+    /// What the format alone understands.
+    public var options: [String: String] = [:]
+    /// Folders from which the parent's own parents may come.
+    public var allowedFolders: [String] = []
+
+    public init(path: String) { self.path = path }
+
+    /// Creates the image. On failure nothing is left behind.
+    public func create() throws(DiskError) {
+        var size = size
+        var description: CreateRequest.ParentDescription?
+        if let parent {
+            let chain = try openParent(parent)
+            description = parentDescription(chain)
+            size = size ?? chain[0].backend.virtualSize
+        }
+        guard let size else { throw DiskError(.invalidArgument, "a new image needs a size", image: path) }
+        let driver = try driver(parentFormat: description?.format)
+        let request = CreateRequest(
+            path: path, virtualSize: size, variant: variant, blockSize: blockSize, parent: description, comment: comment,
+            uuid: uuid, options: options)
+        let finder = FileFinder(allowedFolders: allowedFolders)
+        do throws(DiskError) {
+            try driver.create(request, companions: finder)
+        } catch {
+            finder.removeCreated()
+            throw error.about(path)
+        }
+    }
+
+    /// Opens the parent with all its parents: a child of a broken chain would be no use.
+    private func openParent(_ parent: String) throws(DiskError) -> [Layer] {
+        var options = DiskOptions(format: parentFormat, allowedFolders: allowedFolders)
+        options.locksImages = false
+        return try ChainOpener(options: options).open(parent, mode: .readOnly, withParents: true)
+    }
+
+    private func parentDescription(_ chain: [Layer]) -> CreateRequest.ParentDescription {
+        let real = FilePath(chain[0].backend.files.first ?? chain[0].path)
+        let folder = FilePath(FileFinder.realFolder(of: path))
+        // Inside the child's folder by its relative path, so that the folder may move; else by its full one.
+        var stored = real
+        if stored.removePrefix(folder) == false { stored = real }
+        return CreateRequest.ParentDescription(
+            path: stored.string, format: chain[0].backend.format, identity: chain[0].backend.identity)
+    }
+
+    private func driver(parentFormat: String?) throws(DiskError) -> any ImageDriver {
+        if let format { return try Formats.all.driver(named: format) }
+        let suffix = FilePath(path).extension?.lowercased()
+        if let driver = Formats.all.drivers.first(where: { suffix.map($0.fileExtensions.contains) ?? false }) {
+            return driver
+        }
+        return try Formats.all.driver(named: parentFormat ?? "vmdk")
+    }
+}

@@ -1,0 +1,133 @@
+public import DiskImage
+public import DiskStorage
+internal import DiskFormats
+
+/// What is known of one image without reading its disk.
+public struct ImageInformation: Sendable {
+    /// The path by which it was reached.
+    public let path: String
+    /// The format's name.
+    public let format: String
+    /// The size of its disk in bytes.
+    public let virtualSize: UInt64
+    /// The unit of allocation in bytes; 0 if everything is always allocated.
+    public let blockSize: UInt64
+    /// The bytes of a sector of the disk.
+    public let sectorSize: UInt32
+    /// All its files, the one that was named first.
+    public let files: [String]
+    /// The bytes that its files take on their medium.
+    public let allocatedBytes: UInt64
+    /// The sum of its files' lengths in bytes.
+    public let fileLength: UInt64
+    /// How it names its parent; nil for a base.
+    public let parent: ParentLink?
+    /// What children of it record.
+    public let identity: ImageIdentity
+    /// What the format tells beyond that.
+    public let properties: [ImageProperty]
+
+    init(_ layer: Layer) throws(DiskError) {
+        let backend = layer.backend
+        path = layer.path
+        format = backend.format
+        virtualSize = backend.virtualSize
+        blockSize = backend.blockSize
+        sectorSize = backend.sectorSize
+        files = backend.files
+        var allocated: UInt64 = 0
+        var length: UInt64 = 0
+        for handle in backend.storages {
+            allocated += try handle.storage.allocatedBytes()
+            length += try handle.storage.length()
+        }
+        allocatedBytes = allocated
+        fileLength = length
+        parent = backend.parentLink
+        identity = backend.identity
+        properties = backend.properties
+    }
+
+    /// Looks at the image at `path`, and with `wholeChain` at all its parents, the top one first. Takes no lock and
+    /// needs no extents, so that it also answers for images that are in use or incomplete.
+    public static func read(
+        _ path: String, options: DiskOptions = DiskOptions(), wholeChain: Bool = false
+    ) throws(DiskError) -> [ImageInformation] {
+        var options = options
+        options.isWritable = false
+        options.locksImages = false
+        var result: [ImageInformation] = []
+        for layer in try ChainOpener(options: options).open(path, mode: .information, withParents: wholeChain) {
+            result.append(try ImageInformation(layer))
+        }
+        return result
+    }
+}
+
+extension Disk {
+    /// The images of the disk, the top one first.
+    public func images() throws(DiskError) -> [ImageInformation] {
+        var result: [ImageInformation] = []
+        for layer in chain.layers { result.append(try ImageInformation(layer)) }
+        return result
+    }
+
+    /// When the top image was last changed, in nanoseconds since 1970; 0 where its storage does not know.
+    public var modificationTime: Int64 {
+        let times = chain.layers[0].backend.storages.map { handle in
+            (try? (handle.storage as? FileStorage)?.modificationTime()) ?? 0
+        }
+        return times.max() ?? 0
+    }
+
+    /// The bytes that all files of all images take on their medium.
+    public func allocatedBytes() throws(DiskError) -> UInt64 {
+        var sum: UInt64 = 0
+        for layer in chain.layers {
+            for handle in layer.backend.storages { sum += try handle.storage.allocatedBytes() }
+        }
+        return sum
+    }
+
+    /// Calls `body` with the runs of a range, in order, each with where its bytes come from; `body` answers whether to
+    /// go on.
+    public func forEachExtent(
+        offset: UInt64, length: UInt64, _ body: (DiskExtent) throws(DiskError) -> Bool
+    ) throws(DiskError) {
+        guard offset <= size, length <= size - offset else {
+            throw DiskError(.invalidArgument, "\(length) bytes reach beyond the disk's end at \(size)", offset: offset)
+        }
+        try chain.forEachExtent(offset: offset, length: length, body)
+    }
+
+    /// The first byte at or after `offset` that may hold data; nil if there is none.
+    public func nextData(from offset: UInt64) throws(DiskError) -> UInt64? {
+        try chain.seek(from: offset, wantsData: true)
+    }
+
+    /// The first byte at or after `offset` that is known to be zero; the end of the disk counts as such.
+    public func nextHole(from offset: UInt64) throws(DiskError) -> UInt64 {
+        try chain.seek(from: offset, wantsData: false) ?? size
+    }
+}
+
+/// The formats of this library, for people and programs.
+public enum ImageFormats {
+    /// What is known of a format.
+    public struct Description: Sendable {
+        public let name: String
+        public let title: String
+        public let fileExtensions: [String]
+        public let capabilities: [String]
+        public let variants: [FormatVariant]
+    }
+
+    /// All formats.
+    public static var all: [Description] {
+        Formats.all.drivers.map {
+            Description(
+                name: $0.name, title: $0.title, fileExtensions: $0.fileExtensions, capabilities: $0.capabilities.names,
+                variants: $0.variants)
+        }
+    }
+}

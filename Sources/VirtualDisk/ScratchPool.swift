@@ -1,0 +1,25 @@
+internal import DiskStorage
+
+/// Buffers for copy-up and for splicing edges to blocks, kept for reuse.
+@safe
+final class ScratchPool: @unchecked Sendable {  // a buffer is either in the list or with one borrower
+    /// Bytes of a buffer.
+    static let size = 256 << 10
+    private let free = unsafe Locked<[UnsafeMutableRawPointer]>([])
+
+    deinit { unsafe free.withLock { unsafe $0.forEach { unsafe $0.deallocate() } } }
+
+    /// Lends a buffer of ``size`` bytes.
+    func withBuffer<R>(_ body: (IOBuffer) throws(DiskError) -> R) throws(DiskError) -> R {
+        let memory = unsafe free.withLock { unsafe $0.popLast() } ?? .allocate(byteCount: Self.size, alignment: 4096)
+        defer {
+            let isKept = unsafe free.withLock { list in
+                guard unsafe list.count < 8 else { return false }
+                unsafe list.append(memory)
+                return true
+            }
+            if !isKept { unsafe memory.deallocate() }
+        }
+        return unsafe try body(IOBuffer(start: memory, count: Self.size))
+    }
+}

@@ -1,0 +1,68 @@
+import ArgumentParser
+import DiskStorage
+import VirtualDisk
+
+/// `vdimg create`: a new base or differencing image.
+struct CreateCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "create", abstract: "Create an image, or a differencing image over another.",
+        discussion: """
+            EXAMPLES
+              vdimg create --size 20G disk.vmdk
+              vdimg create --format vmdk --variant split-fixed --size 8G disk.vmdk
+              vdimg create --parent base.vmdk child.vmdk
+              vdimg create --variant full-device --option device=/dev/sdb disk.vmdk
+
+            'vdimg formats' lists formats and variants.
+            """)
+
+    @Option(help: "The format; told by the file name's extension if not given.") var format: String?
+    @Option(help: "The kind of image, as 'vdimg formats' lists them.") var variant: String?
+    @Option(help: "The size of the disk: bytes, or K, M, G, T (powers of 1024).") var size: ByteCount?
+    @Option(help: "Make a differencing image over this one.") var parent: String?
+    @Option(help: "The parent's format; detected if not given.") var parentFormat: String?
+    @Option(help: "The unit of allocation: bytes, or K, M.") var blockSize: ByteCount?
+    @Option(help: "A comment to store in the image.") var comment: String?
+    @Option(help: "The image's UUID; random if not given.") var uuid: String?
+    @Option(name: .customLong("option"), help: ArgumentHelp("What the format alone knows (repeatable).", valueName: "NAME=VALUE"))
+    var formatOptions: [String] = []
+    @Option(
+        name: .customLong("allow-dir"),
+        help: ArgumentHelp("The parent's own parents and extents may also come from DIR (repeatable).", valueName: "DIR"))
+    var allowedFolders: [String] = []
+    @Flag(help: "Say nothing on success.") var quiet = false
+    @Argument(help: "The new image.") var path: String
+
+    func validate() throws {
+        let needsSize = variant != "full-device" && variant != "partitioned-device"
+        if size == nil, parent == nil, needsSize { throw ValidationError("give the disk's --size, or a --parent") }
+        if let uuid, DiskUUID(uuid) == nil { throw ValidationError("'\(uuid)' is not a UUID") }
+        for option in formatOptions where !option.contains("=") {
+            throw ValidationError("--option takes NAME=VALUE, not '\(option)'")
+        }
+    }
+
+    func run() throws {
+        try reportingErrors { () throws(DiskError) in
+            var image = NewImage(path: path)
+            image.size = size?.bytes ?? (parent == nil ? 0 : nil)
+            image.format = format
+            image.variant = variant
+            image.parent = parent
+            image.parentFormat = parentFormat
+            image.blockSize = blockSize?.bytes
+            image.comment = comment
+            image.uuid = uuid.flatMap { DiskUUID($0) }
+            image.allowedFolders = allowedFolders
+            for option in formatOptions {
+                let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+                image.options[String(parts[0])] = String(parts[1])
+            }
+            try image.create()
+            guard !quiet else { return }
+            for information in try ImageInformation.read(path, options: DiskOptions(format: format)) {
+                print("\(path): \(information.format), \(humanSize(information.virtualSize))")
+            }
+        }
+    }
+}

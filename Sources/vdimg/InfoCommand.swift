@@ -1,0 +1,87 @@
+import ArgumentParser
+import DiskImage
+import DiskStorage
+import VirtualDisk
+
+/// `vdimg info`: what an image, or each of its chain, is.
+struct InfoCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "info", abstract: "Show what an image is: format, sizes, identity, parent.",
+        discussion: "Works on images that are in use. With --chain the parents are found, opened and checked as for a mount.")
+
+    @OptionGroup var image: ImageOptions
+    @Flag(help: "Also show the parents, the newest image first.") var chain = false
+    @Flag(help: "Write JSON: a list of images, the newest first.") var json = false
+    @Argument(help: "The image.") var path: String
+
+    func run() throws {
+        try reportingErrors { () throws(DiskError) in
+            let options = DiskOptions(format: image.format, allowedFolders: image.allowedFolders)
+            let images = try ImageInformation.read(path, options: options, wholeChain: chain)
+            if json {
+                do { try printJSON(images.map(ImageRecord.init)) } catch { throw DiskError(.system, "\(error)") }
+                return
+            }
+            for (index, image) in images.enumerated() {
+                if index > 0 { print() }
+                show(image)
+            }
+        }
+    }
+
+    private func show(_ image: ImageInformation) {
+        var rows = [
+            ("image", image.path), ("format", image.format),
+            ("virtual size", "\(humanSize(image.virtualSize)) (\(image.virtualSize) bytes)"),
+            ("disk usage", "\(humanSize(image.allocatedBytes)) of \(humanSize(image.fileLength)) in \(image.files.count) file\(image.files.count == 1 ? "" : "s")"),
+        ]
+        if image.blockSize > 0 { rows.append(("block size", humanSize(image.blockSize))) }
+        if image.sectorSize != 512 { rows.append(("sector size", "\(image.sectorSize) bytes")) }
+        rows += image.properties.map { ($0.title, $0.value) }
+        for file in image.files.dropFirst() { rows.append(("file", file)) }
+        let width = rows.map(\.0.count).max() ?? 0
+        for (title, value) in rows {
+            print(title + ":" + String(repeating: " ", count: width - title.count + 1) + value)
+        }
+    }
+}
+
+/// An image as JSON shows it.
+struct ImageRecord: Encodable {
+    let image: String
+    let format: String
+    let virtualSize: UInt64
+    let blockSize: UInt64
+    let sectorSize: UInt32
+    let fileLength: UInt64
+    let allocatedBytes: UInt64
+    let files: [String]
+    let isDifferencing: Bool
+    let parentPaths: [String]
+    let properties: [String: String]
+
+    init(_ information: ImageInformation) {
+        image = information.path
+        format = information.format
+        virtualSize = information.virtualSize
+        blockSize = information.blockSize
+        sectorSize = information.sectorSize
+        fileLength = information.fileLength
+        allocatedBytes = information.allocatedBytes
+        files = information.files
+        isDifferencing = information.parent != nil
+        parentPaths = information.parent?.paths ?? []
+        properties = Dictionary(information.properties.map { ($0.key, $0.value) }) { first, _ in first }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case image, format, files, properties
+        case virtualSize = "virtual-size"
+        case blockSize = "block-size"
+        case sectorSize = "sector-size"
+        case fileLength = "file-length"
+        case allocatedBytes = "allocated-bytes"
+        case isDifferencing = "is-differencing"
+        case parentPaths = "parent-paths"
+    }
+}

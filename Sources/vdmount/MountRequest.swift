@@ -1,0 +1,95 @@
+import ArgumentParser
+
+/// What is mounted, where and how: the command line after `-o` has been taken apart.
+struct MountRequest {
+    var isWritable = false
+    var format: String?
+    var allowedFolders: [String] = []
+    var isForeground = false
+    var logLevel: String?
+    var logFile: String?
+    var tableCacheSize: UInt64?
+    var owner: UInt32?
+    var group: UInt32?
+    var umask: UInt32?
+    var maximumLanes: Int?
+    /// Options for the kernel.
+    var kernelOptions: [String] = []
+
+    /// Options of mount(8) that say when or by whom to mount: nothing to do for us.
+    private static let ignored: Set<String> = [
+        "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "users", "owner", "group", "allow_other",
+        "async", "sync", "dirsync", "dev", "suid", "exec", "atime", "diratime", "relatime", "norelatime", "strictatime",
+        "nostrictatime", "default_permissions", "loud", "silent", "mand", "nomand", "iversion", "noiversion", "remount",
+    ]
+    /// Options that the kernel takes as they are.
+    private static let passedOn: Set<String> = ["nodev", "nosuid", "noexec", "noatime", "nodiratime"]
+
+    /// Takes the comma list of `-o`: mount(8)'s words, and each long option of ours by its name.
+    mutating func apply(optionList: String) throws {
+        for option in optionList.split(separator: ",").map(String.init) { try apply(option) }
+    }
+
+    private mutating func apply(_ option: String) throws {
+        let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false).map(String.init)
+        let name = parts[0]
+        let value = parts.count == 2 ? parts[1] : nil
+        switch name {
+        case "ro": isWritable = false
+        case "rw": isWritable = true
+        case "foreground": isForeground = true
+        case "format": format = try required(value, name)
+        case "allow-dir": allowedFolders.append(try required(value, name))
+        case "log-level": logLevel = try required(value, name)
+        case "log-file": logFile = try required(value, name)
+        case "uid": owner = try number(value, name, radix: 10)
+        case "gid": group = try number(value, name, radix: 10)
+        case "umask": umask = try number(value, name, radix: 8)
+        case "lanes": maximumLanes = Int(try number(value, name, radix: 10))
+        case "table-cache":
+            guard let size = ByteCount(argument: try required(value, name)) else {
+                throw ValidationError("-o \(name) takes a size, not '\(value ?? "")'")
+            }
+            tableCacheSize = size.bytes
+        case _ where Self.passedOn.contains(name): kernelOptions.append(name)
+        case _ where Self.ignored.contains(name) || name.hasPrefix("x-") || name.hasPrefix("comment"): break
+        default: throw ValidationError("unknown option '-o \(option)'; 'vdmount --help' lists what there is")
+        }
+    }
+
+    private func required(_ value: String?, _ name: String) throws -> String {
+        guard let value, !value.isEmpty else { throw ValidationError("-o \(name) needs a value") }
+        return value
+    }
+
+    private func number(_ value: String?, _ name: String, radix: Int) throws -> UInt32 {
+        guard let number = UInt32(try required(value, name), radix: radix) else {
+            throw ValidationError("-o \(name) takes a number, not '\(value ?? "")'")
+        }
+        return number
+    }
+
+    /// The permission bits of `disk.raw`: the owner's alone, unless a umask says otherwise.
+    var mode: UInt32 {
+        guard let umask else { return isWritable ? 0o600 : 0o400 }
+        return (isWritable ? 0o666 : 0o444) & ~umask
+    }
+}
+
+/// A size as people type it: bytes, or K, M, G, T (powers of 1024).
+struct ByteCount: ExpressibleByArgument {
+    let bytes: UInt64
+
+    init?(argument: String) {
+        var digits = argument.uppercased()
+        var shift: UInt64 = 0
+        if let unit = digits.last, let index = ["K", "M", "G", "T"].firstIndex(of: String(unit)) {
+            shift = UInt64(index + 1) * 10
+            digits.removeLast()
+        }
+        guard let number = UInt64(digits) else { return nil }
+        let (value, overflow) = number.multipliedReportingOverflow(by: 1 << shift)
+        guard !overflow else { return nil }
+        bytes = value
+    }
+}

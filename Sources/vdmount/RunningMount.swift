@@ -1,0 +1,105 @@
+import DiskStorage
+import FuseHost
+import Glibc
+import Logging
+import VirtualDisk
+
+/// What keeps a mount from coming about, as one line.
+struct MountFailure: Error {
+    let text: String
+}
+
+/// An open disk and the mount that shows it.
+struct RunningMount {
+    private let disk: Disk
+    private let session: MountSession
+    private let logger: Logger
+    /// What is mounted, for the log.
+    let summary: String
+
+    /// Opens the disk and mounts it; nothing is left behind if that fails.
+    init(image: String, at path: String, _ request: MountRequest, _ logger: Logger) throws(MountFailure) {
+        self.logger = logger
+        let place: Mountpoint
+        do throws(HostError) { place = try Mountpoint(path) } catch { throw MountFailure(text: "\(error)") }
+        place.warnings.forEach { Daemon.say("vdmount: \($0)") }
+        do throws(DiskError) {
+            disk = try Disk.open(image, options: Self.options(request))
+        } catch {
+            throw MountFailure(text: "\(error)")
+        }
+        let file = DiskFile(
+            disk, mode: request.mode, owner: request.owner ?? geteuid(), group: request.group ?? getegid()
+        ) { doing, error in logger.error("\(doing): \(error)") }
+        do throws(HostError) {
+            session = try Self.mount(file, image: image, at: place, request)
+        } catch {
+            try? disk.close()
+            throw MountFailure(text: "\(error)")
+        }
+        let mode = request.isWritable ? "read-write" : "read-only"
+        summary = "\(image) is at \(place.path), \(mode), \(disk.size) bytes"
+    }
+
+    private static func options(_ request: MountRequest) -> DiskOptions {
+        var options = DiskOptions(
+            isWritable: request.isWritable, format: request.format, allowedFolders: request.allowedFolders)
+        if let size = request.tableCacheSize { options.tableCacheSize = Int(clamping: size) }
+        return options
+    }
+
+    private static func mount(
+        _ file: DiskFile, image: String, at place: Mountpoint, _ request: MountRequest
+    ) throws(HostError) -> MountSession {
+        var options = MountOptions(source: realPath(image), isReadOnly: !request.isWritable)
+        options.extra = request.kernelOptions
+        if let lanes = request.maximumLanes { options.maximumLanes = lanes }
+        // Who may use the disk may list the folder.
+        let shape: MountShape =
+            place.isFolder
+            ? .folder(mode: request.umask.map { 0o777 & ~$0 } ?? 0o500, owner: file.owner, group: file.group) : .file
+        let session = try MountSession(files: [file], shape: shape, options: options)
+        for warning in try session.mount(at: place) { Daemon.say("vdmount: \(warning)") }
+        return session
+    }
+
+    private static func realPath(_ path: String) -> String {
+        guard let real = unsafe realpath(path, nil) else { return path }
+        defer { unsafe free(real) }
+        return unsafe String(cString: real)
+    }
+
+    /// Serves until the mount is gone and the disk closed; nil, or what failed at the end.
+    func serve() -> String? {
+        session.serve(
+            MountSession.Handler(
+                flush: { [disk] in
+                    do throws(DiskError) {
+                        try disk.flush()
+                        return nil
+                    } catch {
+                        return "\(error)"
+                    }
+                },
+                close: { [disk] in
+                    do throws(DiskError) {
+                        try disk.close()
+                        return nil
+                    } catch {
+                        return "\(error)"
+                    }
+                },
+                log: { [logger] in logger.warning("\($0)") }))
+    }
+
+    /// Unmounts and closes at once, for a caller that went away.
+    func abandon() -> String? {
+        session.cancel()
+        do throws(DiskError) {
+            try disk.close()
+            return nil
+        } catch {
+            return "\(error)"
+        }
+    }
+}

@@ -1,0 +1,119 @@
+import ArgumentParser
+import DiskStorage
+import FuseHost
+import Glibc
+import Logging
+import VirtualDisk
+
+/// `vdmount`: exposes the disk of a chain of images as one raw file.
+@main
+struct VDMount: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "vdmount",
+        abstract: "Expose a virtual disk image, with all images below it, as one raw file.",
+        discussion: """
+            MOUNTPOINT is a folder, which then holds disk.raw, or an existing regular file, which then is
+            the disk. The mount is read-only and changes no byte of any image, unless --rw makes the named
+            image writable; the images below it stay as they are in any case.
+
+            EXAMPLES
+              vdmount image.vmdk /mnt/disk
+              mount -o loop,ro /mnt/disk/disk.raw /mnt/fs
+              losetup --find --show --partscan /mnt/disk/disk.raw
+              vdmount --rw child.vmdk /mnt/disk
+              vdumount /mnt/disk
+            """,
+        version: "0.1.0")
+
+    @Flag(name: .customLong("rw"), help: "Make the image writable (not those below it).")
+    var isWritable = false
+
+    @Flag(name: [.customShort("f"), .long], help: "Stay in the foreground, log to standard error, end on SIGINT.")
+    var foreground = false
+
+    @Option(help: "The image's format; detected if not given.")
+    var format: String?
+
+    @Option(
+        name: .customLong("allow-dir"),
+        help: ArgumentHelp("Parents and extents may also come from DIR (repeatable).", valueName: "DIR"))
+    var allowedFolders: [String] = []
+
+    @Option(
+        name: [.customShort("o")],
+        help: ArgumentHelp(
+            "Options as mount(8) gives them: ro, rw, uid=, gid=, umask=, allow_other, and each long option by its name.",
+            valueName: "LIST"))
+    var optionLists: [String] = []
+
+    @Option(help: ArgumentHelp("Memory for mapping tables: bytes, or K, M (default: 8M).", valueName: "SIZE"))
+    var tableCache: ByteCount?
+
+    @Option(help: ArgumentHelp("The most requests served at once (default: 16).", valueName: "N"))
+    var lanes: Int?
+
+    @Option(help: "error, warning, notice, info or debug (default: notice).")
+    var logLevel: String?
+
+    @Option(help: ArgumentHelp("Append the log to FILE.", valueName: "FILE"))
+    var logFile: String?
+
+    @Argument(help: ArgumentHelp("The image, most often the newest of its chain.", valueName: "IMAGE"))
+    var image: String
+
+    @Argument(help: ArgumentHelp("A folder or a regular file.", valueName: "MOUNTPOINT"))
+    var mountpoint: String
+
+    /// The options of the command line and of `-o` together; what stands on its own wins over the list.
+    private func request() throws -> MountRequest {
+        var request = MountRequest()
+        request.isForeground = foreground
+        for list in optionLists { try request.apply(optionList: list) }
+        if isWritable { request.isWritable = true }
+        request.format = format ?? request.format
+        request.allowedFolders += allowedFolders
+        request.tableCacheSize = tableCache?.bytes ?? request.tableCacheSize
+        request.maximumLanes = lanes ?? request.maximumLanes
+        request.logLevel = logLevel ?? request.logLevel
+        request.logFile = logFile ?? request.logFile
+        if let level = request.logLevel, Logger.Level(rawValue: level) == nil {
+            throw ValidationError("there is no log level '\(level)': error, warning, notice, info or debug")
+        }
+        if let lanes = request.maximumLanes, !(1...256).contains(lanes) {
+            throw ValidationError("--lanes takes 1 to 256")
+        }
+        return request
+    }
+
+    func validate() throws { _ = try request() }
+
+    func run() throws {
+        let request = try request()
+        let daemon: Daemon
+        do throws(HostError) {
+            daemon = try Daemon.start(program: "vdmount", foreground: request.isForeground)
+        } catch {
+            Daemon.say("vdmount: \(error)")
+            throw ExitCode(1)
+        }
+        let level = request.logLevel.flatMap { Logger.Level(rawValue: $0) } ?? .notice
+        guard let logger = Logger.make(level: level, path: request.logFile) else {
+            daemon.fail("\(request.logFile ?? ""): cannot open the log: \(DiskError.describe(errno: errno))")
+        }
+        let mount: RunningMount
+        do throws(MountFailure) {
+            mount = try RunningMount(image: image, at: mountpoint, request, logger)
+        } catch {
+            daemon.fail(error.text)
+        }
+        guard daemon.ready() else {
+            _ = mount.abandon()
+            throw ExitCode(1)
+        }
+        logger.info("\(mount.summary)")
+        if let failure = mount.serve() {
+            logger.error("\(failure)")
+            throw ExitCode(1)
+        }
+    }
+}

@@ -1,0 +1,161 @@
+public import DiskStorage
+
+/// Everything that was done to a set of files, in order, so that any moment of it can be brought back.
+public final class CrashLog: Sendable {
+    /// One change of one file, or the promise that those before it are on stable storage.
+    enum Event: Sendable {
+        case write(file: Int, offset: UInt64, bytes: [UInt8])
+        case setLength(file: Int, length: UInt64)
+        case discard(file: Int, range: Range<UInt64>)
+        case flush(file: Int)
+
+        var file: Int {
+            switch self {
+            case .write(let file, _, _), .setLength(let file, _), .discard(let file, _), .flush(let file): file
+            }
+        }
+    }
+
+    private struct State {
+        var names: [String] = []
+        var initial: [[UInt8]] = []
+        var events: [Event] = []
+    }
+
+    private let state = Locked(State())
+
+    public init() {}
+
+    /// How many events there were so far.
+    public var count: Int { state.withLock { $0.events.count } }
+
+    /// Wraps a storage so that what is done to it is recorded.
+    public func record(_ storage: any Storage) -> any Storage {
+        let bytes = (try? storage.length()).flatMap {
+            try? storage.availableBytes(at: 0, count: Int($0), for: .header)
+        }
+        let file = state.withLock { state in
+            state.names.append(storage.name)
+            state.initial.append(bytes ?? [])
+            return state.names.count - 1
+        }
+        return RecordingStorage(storage, file: file, log: self)
+    }
+
+    func add(_ event: Event) { state.withLock { $0.events.append(event) } }
+
+    /// The files as they may be found after the power failed just before event `cut`: what was flushed is there; of
+    /// what was done since, `mode` says what reached the disk, sector by sector.
+    public func files(
+        at cut: Int, _ mode: CutMode, using generator: inout SeededGenerator
+    ) -> [String: [UInt8]] {
+        let (names, initial, events) = state.withLock { ($0.names, $0.initial, Array($0.events.prefix(cut))) }
+        var flushed = [Int](repeating: -1, count: names.count)
+        for (index, event) in events.enumerated() {
+            if case .flush(let file) = event { flushed[file] = index }
+        }
+        var files = initial
+        for (index, event) in events.enumerated() {
+            let isDurable = index < flushed[event.file]
+            Self.apply(event, to: &files[event.file], isDurable ? .all : mode, &generator)
+        }
+        return Dictionary(zip(names, files)) { first, _ in first }
+    }
+
+    /// What of the unflushed changes reached the disk.
+    public enum CutMode: Sendable {
+        case all
+        case none
+        /// Each sector with this chance in a hundred.
+        case some(percent: Int)
+    }
+
+    private static func apply(
+        _ event: Event, to file: inout [UInt8], _ mode: CutMode, _ generator: inout SeededGenerator
+    ) {
+        func happens() -> Bool {
+            switch mode {
+            case .all: true
+            case .none: false
+            case .some(let percent): Int.random(in: 0..<100, using: &generator) < percent
+            }
+        }
+        switch event {
+        case .flush: break
+        case .setLength(_, let length):
+            if happens() { resize(&file, to: Int(length)) }
+        case .discard(_, let range):
+            guard happens() else { return }
+            for index in Int(range.lowerBound)..<min(file.count, max(Int(range.lowerBound), Int(range.upperBound))) {
+                file[index] = 0
+            }
+        case .write(_, let offset, let bytes):
+            var start = 0
+            while start < bytes.count {
+                let place = Int(offset) + start
+                let count = min(512 - place % 512, bytes.count - start)
+                if happens() {
+                    if file.count < place + count { resize(&file, to: place + count) }
+                    file.replaceSubrange(place..<place + count, with: bytes[start..<start + count])
+                }
+                start += count
+            }
+        }
+    }
+
+    private static func resize(_ file: inout [UInt8], to count: Int) {
+        if count < file.count {
+            file.removeLast(file.count - count)
+        } else {
+            file.append(contentsOf: repeatElement(0, count: count - file.count))
+        }
+    }
+}
+
+/// Passes everything on and records it.
+private final class RecordingStorage: Storage {
+    let traits: StorageTraits
+    let name: String
+    private let inner: any Storage
+    private let file: Int
+    private let log: CrashLog
+
+    init(_ inner: any Storage, file: Int, log: CrashLog) {
+        self.inner = inner
+        self.file = file
+        self.log = log
+        name = inner.name
+        var traits = inner.traits
+        traits.descriptor = -1
+        self.traits = traits
+    }
+
+    func length() throws(DiskError) -> UInt64 { try inner.length() }
+
+    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
+        try inner.read(into: buffer, at: offset, for: purpose)
+    }
+
+    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
+        log.add(.write(file: file, offset: offset, bytes: bytes.array))
+        try inner.write(bytes, at: offset, for: purpose)
+    }
+
+    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
+        log.add(.discard(file: file, range: range))
+        try inner.discard(range, mustZero: mustZero, for: purpose)
+    }
+
+    func setLength(_ length: UInt64) throws(DiskError) {
+        log.add(.setLength(file: file, length: length))
+        try inner.setLength(length)
+    }
+
+    func flush() throws(DiskError) {
+        try inner.flush()
+        log.add(.flush(file: file))
+    }
+
+    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
+    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
+}
