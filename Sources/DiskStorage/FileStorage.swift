@@ -7,7 +7,9 @@ public final class FileStorage: Storage {
     public let name: String
     /// Device and inode number: what "the same file" means.
     public let identity: FileIdentity
-    private let descriptor: Int32
+    let descriptor: Int32
+    /// Whether ``lockImage()`` was called and ``unlockImage()`` not yet.
+    let holdsImageLock = Locked(false)
     /// The device's size; 0 for a file.
     private let deviceLength: UInt64
 
@@ -54,7 +56,10 @@ public final class FileStorage: Storage {
         try self.init(adopting: descriptor, name: path, isWritable: true)
     }
 
-    deinit { close(descriptor) }
+    deinit {
+        unlockImage()
+        close(descriptor)
+    }
 
     public func length() throws(DiskError) -> UInt64 {
         if traits.hasFixedLength { return deviceLength }

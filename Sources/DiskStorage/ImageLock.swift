@@ -26,6 +26,8 @@ public struct ImagePermissions: OptionSet, Sendable {
     static let usedBase: Int64 = 100
     static let unsharedBase: Int64 = 200
     static let bits: Range<Int64> = 0..<4
+    /// From the first byte that may be locked to the last.
+    static let lockLength: Int64 = unsharedBase + bits.upperBound - usedBase
 
     func contains(bit: Int64) -> Bool { rawValue & 1 << UInt8(bit) != 0 }
 }
@@ -37,6 +39,7 @@ extension FileStorage {
     /// left unlocked, as QEMU does.
     public func lockImage() throws(DiskError) {
         let used: ImagePermissions = traits.isWritable ? .writer : .reader
+        holdsImageLock.withLock { $0 = true }
         for bit in ImagePermissions.bits {
             if used.contains(bit: bit) { try take(ImagePermissions.usedBase + bit) }
             if ImagePermissions.exclusive.contains(bit: bit) { try take(ImagePermissions.unsharedBase + bit) }
@@ -52,6 +55,16 @@ extension FileStorage {
                 traits.isWritable
                     ? "is in use by \(holder), so it cannot be opened for writing"
                     : "is being written by \(holder)", image: name)
+        }
+    }
+
+    /// Gives the image lock back, if it was taken. Closing alone may not do it: a process that is just being started has
+    /// the descriptor too, until it runs its own program.
+    public func unlockImage() {
+        holdsImageLock.withLock { isHeld in
+            guard isHeld else { return }
+            _ = clinux_ofd_unlock(descriptor, ImagePermissions.usedBase, ImagePermissions.lockLength)
+            isHeld = false
         }
     }
 

@@ -39,6 +39,12 @@ public final class StorageHandle: @unchecked Sendable {  // the flag is only acc
         try FileStorage.write(descriptor, bytes, at: offset)
     }
 
+    /// ``Storage/discard(_:mustZero:for:)``, with zeros for certain.
+    public func discard(_ range: Range<UInt64>, for purpose: StoragePurpose) throws(DiskError) {
+        defer { noteWrite() }
+        try storage.discard(range, mustZero: true, for: purpose)
+    }
+
     /// Notes that there is something to flush. After the write, so that a flush which does not see the note was asked
     /// for before the write was done.
     @inline(__always)

@@ -77,8 +77,7 @@ extension Disk {
                 guard handle.isWritable else {
                     throw DiskError(.readOnly, "this part of the disk is read-only", image: handle.storage.name)
                 }
-                try handle.storage.discard(
-                    extent.fileOffset..<extent.fileOffset + part, mustZero: true, for: .guestData)
+                try handle.discard(extent.fileOffset..<extent.fileOffset + part, for: .guestData)
             case .absent, .encoded:
                 let isZeroBelow = extent.kind == .absent ? try chain.isKnownZero(position, part, from: 1) : false
                 if !isZeroBelow { try writeZerosAllocating(position, part) }

@@ -13,8 +13,8 @@ extension Disk {
         let opener = ChainOpener(options: options)
         let layers = try opener.open(path, mode: options.isWritable ? .readWrite : .readOnly, withParents: true)
         return Disk(
-            chain: Chain(topFirst: layers), cache: opener.cache, isWritable: options.isWritable,
-            lazyFlushInterval: options.lazyFlushInterval)
+            chain: Chain(topFirst: layers), cache: opener.cache, lockedFiles: opener.finder.locked.withLock { $0 },
+            isWritable: options.isWritable, lazyFlushInterval: options.lazyFlushInterval)
     }
 }
 
@@ -93,7 +93,7 @@ struct ChainOpener {
         if !link.paths.isEmpty {
             do throws(DiskError) {
                 let file = try finder.openParent(link.paths, of: childPath)
-                let driver = try parentDriver(link, file.storage, file.path)
+                let driver = try parentDriver(link, file.storage)
                 let layer = try openLayer(driver, file.storage, file.path, mode, shownAs: file.path)
                 return (layer, file.identity)
             } catch {
@@ -114,11 +114,12 @@ struct ChainOpener {
     private func realPath(of layer: Layer) throws(DiskError) -> String { layer.backend.files.first ?? layer.path }
 
     private func parentDriver(
-        _ link: ParentLink, _ storage: any Storage, _ path: String
+        _ link: ParentLink, _ storage: any Storage
     ) throws(DiskError) -> any ImageDriver {
         if let name = link.format { return try Formats.all.driver(named: name) }
         if let driver = try Formats.all.probe(storage) { return driver }
-        throw DiskError(.unknownFormat, "no known format recognises this parent, and its child does not say", image: path)
+        // Raw, if anything: whether the child is one of a parent that has no identity, the child is asked afterwards.
+        return try Formats.all.driver(named: "raw")
     }
 
     /// Looks at the headers of all images beside `childPath`.

@@ -22,10 +22,12 @@ public final class Disk: Sendable {
     private let writing: WritingState
     private let lazyFlush: LazyFlush?
     private let isClosed = Locked(false)
+    private let lockedFiles: [FileStorage]
 
-    init(chain: Chain, cache: TableCache, isWritable: Bool, lazyFlushInterval: Int) {
+    init(chain: Chain, cache: TableCache, lockedFiles: [FileStorage], isWritable: Bool, lazyFlushInterval: Int) {
         self.chain = chain
         self.cache = cache
+        self.lockedFiles = lockedFiles
         self.isWritable = isWritable
         size = chain.size
         blockSize = chain.layers[0].backend.blockSize
@@ -130,6 +132,7 @@ public final class Disk: Sendable {
         for layer in chain.layers {
             do throws(DiskError) { try layer.backend.close() } catch { failure = failure ?? error.about(layer.path) }
         }
+        for file in lockedFiles { file.unlockImage() }
         if let failure { throw failure }
     }
 

@@ -17,6 +17,8 @@ struct FileFinder: CompanionOpener {
     let wrap: (@Sendable (any Storage) -> any Storage)?
     /// Whether files are locked against other processes.
     let locks: Bool
+    /// The files that were locked.
+    let locked = Locked<[FileStorage]>([])
     /// Files made by ``createCompanion(_:of:)``, to be removed if the image does not come about.
     let created = Locked<[String]>([])
 
@@ -30,6 +32,8 @@ struct FileFinder: CompanionOpener {
     struct Found: ~Copyable {
         let path: String
         fileprivate let descriptor: Int32
+        /// Whether it is a regular file or a block device: opening anything else could block, or act on a device.
+        fileprivate let isOpenable: Bool
         let identity: FileIdentity
         deinit { close(descriptor) }
     }
@@ -46,12 +50,18 @@ struct FileFinder: CompanionOpener {
     }
 
     private func open(_ found: borrowing Found, isWritable: Bool, name: String) throws(DiskError) -> any Storage {
+        guard found.isOpenable else {
+            throw DiskError(.refused, "is neither a regular file nor a block device", image: name)
+        }
         let descriptor = clinux_reopen(found.descriptor, isWritable ? O_RDWR : O_RDONLY)
         guard descriptor >= 0 else {
             throw .system(descriptor, isWritable ? "open the file for writing" : "open the file", image: name)
         }
         let file = try FileStorage(adopting: descriptor, name: name, isWritable: isWritable)
-        if locks { try file.lockImage() }
+        if locks {
+            try file.lockImage()
+            locked.withLock { $0.append(file) }
+        }
         return wrap?(file) ?? file
     }
 
@@ -73,6 +83,7 @@ struct FileFinder: CompanionOpener {
         }
         return Found(
             path: String(decoding: target.prefix(count), as: UTF8.self), descriptor: descriptor,
+            isOpenable: [S_IFREG, S_IFBLK].contains(status.st_mode & S_IFMT),
             identity: FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)))
     }
 

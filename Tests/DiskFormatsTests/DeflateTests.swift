@@ -33,7 +33,9 @@ import Testing
     @Test func tooMuchAndDamaged() throws {
         let stream = try compress((0..<5000).map { UInt8(truncatingIfNeeded: $0) })
         #expect(throws: DiskError.self) { try inflate(stream, room: 4999) }
-        for cut in 0..<stream.count { #expect(throws: DiskError.self) { try inflate(Array(stream[..<cut]), room: 5000) } }
+        for cut in 0..<stream.count {
+            #expect(throws: DiskError.self) { try inflate(Array(stream[..<cut]), room: 5000) }
+        }
         var damaged = stream
         damaged[stream.count - 1] ^= 1
         #expect(throws: DiskError.self, "the checksum") { try inflate(damaged, room: 5000) }

@@ -6,7 +6,8 @@ import Testing
 @Suite struct TextEncodingTests {
     @Test func knownNames() throws {
         let names = [
-            "UTF-8", "utf8", "windows-1250", "windows-1251", "WINDOWS-1252", "windows-1258", "Shift_JIS", "GBK", "gb2312",
+            "UTF-8", "utf8", "windows-1250", "windows-1251", "WINDOWS-1252", "windows-1258", "Shift_JIS", "GBK",
+            "gb2312",
             "Big5", "EUC-KR", "EUC-JP", "GB18030", "ISO-8859-1", "iso-8859-15", "KOI8-R", "cp866", "windows-874",
         ]
         let printable = Array(UInt8(32)..<127)
@@ -25,16 +26,20 @@ import Testing
         }
     }
 
-    @Test(arguments: [
-        ("windows-1252", "Größe € naïve", [0x47, 0x72, 0xf6, 0xdf, 0x65, 0x20, 0x80, 0x20, 0x6e, 0x61, 0xef, 0x76, 0x65]),
-        ("windows-1251", "диск", [0xe4, 0xe8, 0xf1, 0xea]),
-        ("windows-1250", "łódź", [0xb3, 0xf3, 0x64, 0x9f]),
-        ("Shift_JIS", "表\\ディスク", [0x95, 0x5c, 0x5c, 0x83, 0x66, 0x83, 0x42, 0x83, 0x58, 0x83, 0x4e]),
-        ("GBK", "磁盘", [0xb4, 0xc5, 0xc5, 0xcc]),
-        ("Big5", "磁碟", [0xba, 0xcf, 0xba, 0xd0]),
-        ("EUC-KR", "디스크", [0xb5, 0xf0, 0xbd, 0xba, 0xc5, 0xa9]),
-        ("UTF-8", "é", [0xc3, 0xa9]),
-    ] as [(String, String, [UInt8])])
+    @Test(
+        arguments: [
+            (
+                "windows-1252", "Größe € naïve",
+                [0x47, 0x72, 0xf6, 0xdf, 0x65, 0x20, 0x80, 0x20, 0x6e, 0x61, 0xef, 0x76, 0x65]
+            ),
+            ("windows-1251", "диск", [0xe4, 0xe8, 0xf1, 0xea]),
+            ("windows-1250", "łódź", [0xb3, 0xf3, 0x64, 0x9f]),
+            ("Shift_JIS", "表\\ディスク", [0x95, 0x5c, 0x5c, 0x83, 0x66, 0x83, 0x42, 0x83, 0x58, 0x83, 0x4e]),
+            ("GBK", "磁盘", [0xb4, 0xc5, 0xc5, 0xcc]),
+            ("Big5", "磁碟", [0xba, 0xcf, 0xba, 0xd0]),
+            ("EUC-KR", "디스크", [0xb5, 0xf0, 0xbd, 0xba, 0xc5, 0xa9]),
+            ("UTF-8", "é", [0xc3, 0xa9]),
+        ] as [(String, String, [UInt8])])
     func bothWays(_ name: String, _ text: String, _ bytes: [UInt8]) throws {
         let encoding = try #require(TextEncoding(name: name))
         #expect(try encoding.encode(text) == bytes)

@@ -19,7 +19,7 @@ private let vmwareText = """
     RW 4192256 SPARSE "My disk-s001.vmdk"
     RW 20480 SPARSE "My disk-s002.vmdk"
 
-    # The Disk Data Base 
+    # The Disk Data Base
     #DDB
 
     ddb.adapterType = "ide"
@@ -107,8 +107,8 @@ private func text(_ descriptor: VMDKDescriptor) throws -> String {
         let source =
             "\u{feff}\r\n# disk descriptorfile\r\nVersion = 2\r\n  cid=52DB3B7  \r\nPARENTCID = 0xAbcdef01\r\n"
             + "createType = 2GbMaxExtentFlat\r\nrw  100 flat \"a\"b c.vmdk\"  12 partitionUUID \"x y\"\r\n"
-            + "noaccess 5 ZERO\r\nRDONLY 8 VMFS \"x.vmdk\"\r\nsome rubbish\r\nunknown=1=2\r\n; what\r\nparentFileNameHint="
-            + "\"C:\\Bases\\a \"b\".vmdk\"\r\nddb.x=\r\nCID=1\r\n#DDB"
+            + "noaccess 5 ZERO\r\nRDONLY 8 VMFS \"x.vmdk\"\r\nsome rubbish\r\nunknown=1=2\r\n; what\r\n"
+            + "parentFileNameHint=\"C:\\Bases\\a \"b\".vmdk\"\r\nddb.x=\r\nCID=1\r\n#DDB"
         var it = try parse(source)
         #expect(it.version == 2)
         #expect(it.contentID == 0x52d_b3b7, "the first of two counts")
@@ -180,7 +180,9 @@ private func text(_ descriptor: VMDKDescriptor) throws -> String {
             "# a comment\n\nversion=1\nCID=1\nparentCID=ffffffff\n", "version = 3\ncreateType=\"custom\"",
         ]
         for text in yes { #expect(VMDKDescriptor.looksLikeDescriptor(Array(text.utf8)), "\(text)") }
-        let no = ["", "\n", "version=1\nname=x\n", "version=5\ncreateType=\"x\"", "hello\n# Disk DescriptorFile", "# only"]
+        let no = [
+            "", "\n", "version=1\nname=x\n", "version=5\ncreateType=\"x\"", "hello\n# Disk DescriptorFile", "# only",
+        ]
         for text in no { #expect(!VMDKDescriptor.looksLikeDescriptor(Array(text.utf8)), "\(text)") }
         #expect(!VMDKDescriptor.looksLikeDescriptor([0] + Array(vmwareText.utf8)))
     }
@@ -229,7 +231,8 @@ private func text(_ descriptor: VMDKDescriptor) throws -> String {
     }
 
     @Test func encodings() throws {
-        let bytes = Array(title.utf8) + Array("encoding=\"windows-1251\"\nRW 1 SPARSE \"".utf8) + [0xe4, 0xe8, 0xf1, 0xea]
+        let bytes =
+            Array(title.utf8) + Array("encoding=\"windows-1251\"\nRW 1 SPARSE \"".utf8) + [0xe4, 0xe8, 0xf1, 0xea]
             + Array(".vmdk\"\nddb.comment = \"".utf8) + [0xe4] + Array("\"\n".utf8)
         var it = try VMDKDescriptor(parsing: bytes)
         #expect(it.extents.first?.fileName == "диск.vmdk")
@@ -254,18 +257,19 @@ private func text(_ descriptor: VMDKDescriptor) throws -> String {
         #expect(try parse(title + "encoding=\"klingon\"\nRW 1 ZERO\n").extents.count == 1, "it is ASCII all the same")
     }
 
-    /// Bytes are dropped, doubled and changed at random: an error or a descriptor that survives a rewrite, never a trap.
+    /// Bytes are dropped, doubled and changed at random: an error or a descriptor that survives a rewrite, no trap.
     @Test func damagedTexts() throws {
         let seed = UInt64.random(in: 0...UInt64.max)
         var random = SeededGenerator(seed: seed)
-        for _ in 0..<3000 {
+        for _ in 0..<1000 {
             var bytes = Array(vmwareText.utf8)
             for _ in 0..<Int.random(in: 1...6, using: &random) {
                 let place = Int.random(in: 0..<bytes.count, using: &random)
                 switch Int.random(in: 0..<4, using: &random) {
                 case 0: bytes[place] = UInt8.random(in: 0...255, using: &random)
                 case 1: bytes.remove(at: place)
-                case 2: bytes.insert(try #require(Array("\n\r\"= 09\u{e9}".utf8).randomElement(using: &random)), at: place)
+                case 2:
+                    bytes.insert(try #require(Array("\n\r\"= 09\u{e9}".utf8).randomElement(using: &random)), at: place)
                 default: bytes.removeSubrange(place..<min(bytes.count, place + 9))
                 }
             }

@@ -9,7 +9,10 @@ import Testing
 private struct SampleDevice {
     var bytes: [UInt8]
 
-    init(sectors: Int) { bytes = (0..<sectors * 512).map { UInt8(truncatingIfNeeded: $0 >> 9 &* 7 + 1) } }
+    init(sectors: Int) {
+        bytes = []
+        for sector in 0..<sectors { bytes += [UInt8](repeating: UInt8(truncatingIfNeeded: sector * 7 + 1), count: 512) }
+    }
 
     mutating func bootRecord(at sector: Int, _ entries: [(type: UInt8, start: UInt32, count: UInt32)]) {
         var fields = FieldWriter([UInt8](repeating: 0, count: 512))
@@ -67,10 +70,11 @@ private func mbrDevice() -> SampleDevice {
 @Suite struct VMDKPartitionTableTests {
     @Test func masterBootRecord() throws {
         let table = try mbrDevice().table()
-        #expect(table.partitions == [
-            .init(number: 1, sectors: 2048..<6048), .init(number: 4, sectors: 35_000..<40_000),
-            .init(number: 5, sectors: 10_063..<13_063), .init(number: 6, sectors: 17_048..<18_048),
-        ])
+        #expect(
+            table.partitions == [
+                .init(number: 1, sectors: 2048..<6048), .init(number: 4, sectors: 35_000..<40_000),
+                .init(number: 5, sectors: 10_063..<13_063), .init(number: 6, sectors: 17_048..<18_048),
+            ])
         #expect(table.tableAreas == [0..<2048, 10_000..<10_001, 15_000..<15_001])
     }
 
@@ -79,9 +83,11 @@ private func mbrDevice() -> SampleDevice {
         let scale = UInt64(size / 512)
         device.guidTable(sectorSize: size, [(256, 999), nil, (2000, 4000)])
         let table = try device.table()
-        #expect(table.partitions == [
-            .init(number: 1, sectors: 256 * scale..<1000 * scale), .init(number: 3, sectors: 2000 * scale..<4001 * scale),
-        ])
+        #expect(
+            table.partitions == [
+                .init(number: 1, sectors: 256 * scale..<1000 * scale),
+                .init(number: 3, sectors: 2000 * scale..<4001 * scale),
+            ])
         let lastUsable = UInt64(65_536 / Int(scale) - 2 - 128 * 128 / size)
         #expect(table.tableAreas == [0..<min(2048, 256 * scale), (lastUsable + 1) * scale..<65_536])
     }
@@ -111,29 +117,29 @@ private func mbrDevice() -> SampleDevice {
         }
     }
 
-    @Test func damagedAtRandom() {
+    @Test func damagedAtRandom() throws {
         let seed = UInt64.random(in: 0...UInt64.max)
         var random = SeededGenerator(seed: seed)
         print("VMDKPartitionTableTests.damagedAtRandom: seed \(seed)")
         var guid = SampleDevice(sectors: 3000)
         guid.guidTable([(100, 200), (300, 400)])
         for base in [mbrDevice(), guid] {
+            let storage = MemoryStorage(base.bytes)
+            let isGUID = base.bytes.count == guid.bytes.count
             for _ in 0..<400 {
-                let storage = MemoryStorage(base.bytes)
-                var header = Array(base.bytes[512..<604])
-                if base.bytes.count == guid.bytes.count {
-                    let place = Int.random(in: 8..<92, using: &random)
-                    header[place] = UInt8.random(in: 0...255, using: &random)
-                    var fields = FieldWriter(header)
+                let sector = isGUID ? 1 : [0, 10_000, 15_000].randomElement(using: &random) ?? 0
+                let original = Array(base.bytes[sector * 512..<sector * 512 + 512])
+                var fields = FieldWriter(original)
+                fields.byte(
+                    UInt8.random(in: 0...255, using: &random),
+                    at: isGUID ? Int.random(in: 8..<92, using: &random) : Int.random(in: 446..<510, using: &random))
+                if isGUID {
                     fields.littleEndian(UInt32(0), at: 16)
-                    fields.littleEndian(Deflate.crc32(fields.bytes), at: 16)
-                    try? storage.write(fields.bytes, at: 512, for: .header)
-                } else {
-                    let sector = [0, 10_000, 15_000].randomElement(using: &random) ?? 0
-                    let place = UInt64(sector * 512 + Int.random(in: 446..<510, using: &random))
-                    try? storage.write([UInt8.random(in: 0...255, using: &random)], at: place, for: .header)
+                    fields.littleEndian(Deflate.crc32(Array(fields.bytes[..<92])), at: 16)
                 }
+                try storage.write(fields.bytes, at: UInt64(sector * 512), for: .header)
                 _ = try? VMDKPartitionTable(reading: storage, sectorCount: UInt64(base.bytes.count / 512))
+                try storage.write(original, at: UInt64(sector * 512), for: .header)
             }
         }
     }
@@ -169,15 +175,19 @@ private func mbrDevice() -> SampleDevice {
             companions: FolderCompanions())
         let text = try VMDKDescriptor(parsing: try folder.read("disk.vmdk"))
         #expect(text.createType == .partitionedDevice)
-        #expect(text.extents.map(\.line) == [
-            "RW 2048 FLAT \"disk-pt.vmdk\" 0", "RW 4000 FLAT \"\(device)\" 2048", "RW 3952 ZERO",
-            "RW 1 FLAT \"disk-pt.vmdk\" 2048", "RW 4999 ZERO", "RW 1 FLAT \"disk-pt.vmdk\" 2049", "RW 2047 ZERO",
-            "RW 1000 FLAT \"\(device)\" 17048", "RW 21952 ZERO",
-        ])
+        #expect(
+            text.extents.map(\.line) == [
+                "RW 2048 FLAT \"disk-pt.vmdk\" 0", "RW 4000 FLAT \"\(device)\" 2048", "RW 3952 ZERO",
+                "RW 1 FLAT \"disk-pt.vmdk\" 2048", "RW 4999 ZERO", "RW 1 FLAT \"disk-pt.vmdk\" 2049", "RW 2047 ZERO",
+                "RW 1000 FLAT \"\(device)\" 17048", "RW 21952 ZERO",
+            ])
         #expect(text.sectorCount == 40_000)
         let side = try folder.read("disk-pt.vmdk")
-        #expect(side == Array(sample.bytes[..<(2048 * 512)] + sample.bytes[10_000 * 512..<10_001 * 512]
-            + sample.bytes[15_000 * 512..<15_001 * 512]))
+        #expect(
+            side
+                == Array(
+                    sample.bytes[..<(2048 * 512)] + sample.bytes[10_000 * 512..<10_001 * 512]
+                        + sample.bytes[15_000 * 512..<15_001 * 512]))
         #expect(throws: DiskError.self, "there is no such partition") {
             try createVMDK(
                 CreateRequest(

@@ -57,11 +57,12 @@ import Testing
         #expect { try VMDKSparseHeader(parsing: bytes) } throws: { "\($0)".contains("text mode") }
     }
 
-    @Test(arguments: [
-        (4, 4, 0), (4, 4, 4), (12, 8, 1 << 55), (12, 8, 1 << 50), (20, 8, 0), (20, 8, 3), (20, 8, 1 << 18),
-        (20, 8, 1 << 63), (36, 8, 4097), (44, 4, 0), (44, 4, 506), (44, 4, 64), (44, 4, 1 << 17), (44, 4, 1 << 31),
-        (48, 8, 0), (48, 8, 1 << 60), (56, 8, 0), (56, 8, 1 << 60), (64, 8, 1 << 60), (77, 2, 2), (0, 4, 0),
-    ] as [(Int, Int, UInt64)])
+    @Test(
+        arguments: [
+            (4, 4, 0), (4, 4, 4), (12, 8, 1 << 55), (12, 8, 1 << 50), (20, 8, 0), (20, 8, 3), (20, 8, 1 << 18),
+            (20, 8, 1 << 63), (36, 8, 4097), (44, 4, 0), (44, 4, 506), (44, 4, 64), (44, 4, 1 << 17), (44, 4, 1 << 31),
+            (48, 8, 0), (48, 8, 1 << 60), (56, 8, 0), (56, 8, 1 << 60), (64, 8, 1 << 60), (77, 2, 2), (0, 4, 0),
+        ] as [(Int, Int, UInt64)])
     func refused(_ offset: Int, _ size: Int, _ value: UInt64) {
         let bytes = Self.sample().encode().setting(value, at: offset, size: size)
         #expect(throws: DiskError.self) { try VMDKSparseHeader(parsing: bytes) }
@@ -163,7 +164,9 @@ import Testing
 
     @Test(arguments: [(0, 0), (4, 2), (12, 0xffff_ffff), (16, 0), (16, 3), (16, 4096), (20, 0), (20, 3), (24, 511)])
     func refused(_ offset: Int, _ value: UInt64) {
-        #expect(throws: DiskError.self) { try COWDHeader(parsing: sample().encode().setting(value, at: offset, size: 4)) }
+        #expect(throws: DiskError.self) {
+            try COWDHeader(parsing: sample().encode().setting(value, at: offset, size: 4))
+        }
     }
 
     @Test func everyFieldAtItsEdges() {
@@ -188,7 +191,8 @@ import Testing
     private func sample() -> [UInt8] {
         var fields = FieldWriter(count: 512)
         let values: [(Int, UInt64)] = [
-            (0, 0xcafe_babe), (8, 0x2_0000_0001), (16, 2_097_152), (24, 8), (32, 64), (80, 1), (88, 1), (96, 2), (104, 2),
+            (0, 0xcafe_babe), (8, 0x2_0000_0001), (16, 2_097_152), (24, 8), (32, 64), (80, 1), (88, 1), (96, 2),
+            (104, 2),
             (112, 2048), (120, 2048), (128, 4096), (136, 8), (144, 6144), (152, 4096), (160, 10_240), (168, 2048),
             (176, 12_288), (184, 4096), (192, 16_384), (200, 2_097_152),
         ]
@@ -223,7 +227,9 @@ import Testing
     @Test func everyFieldAtItsEdges() throws {
         for offset in stride(from: 0, to: 512, by: 8) {
             for value in edgeValues {
-                guard let header = try? SESparseHeader(parsing: sample().setting(value, at: offset, size: 8)) else { continue }
+                guard let header = try? SESparseHeader(parsing: sample().setting(value, at: offset, size: 8)) else {
+                    continue
+                }
                 #expect(header.capacitySectors <= SESparseHeader.capacityLimit)
                 #expect(header.grainsSector <= 1 << 54)
             }

@@ -13,7 +13,8 @@ struct FolderCompanions: CompanionOpener {
         return (try FileStorage(path: path, isWritable: isWritable), path)
     }
 
-    func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String) {
+    func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String)
+    {
         let path = folder(of: imagePath) + name
         return (try FileStorage(creating: path), path)
     }
@@ -29,7 +30,8 @@ struct FolderCompanions: CompanionOpener {
 func qemuImage(_ arguments: String...) throws -> String {
     let result = try Subprocess.run(["qemu-img"] + arguments)
     guard result.status == 0 else {
-        throw DiskError(.system, "qemu-img \(arguments.joined(separator: " ")): \(result.errorText)\(result.outputText)")
+        throw DiskError(
+            .system, "qemu-img \(arguments.joined(separator: " ")): \(result.errorText)\(result.outputText)")
     }
     return result.outputText
 }

@@ -44,22 +44,26 @@ public final class CrashLog: Sendable {
 
     func add(_ event: Event) { state.withLock { $0.events.append(event) } }
 
-    /// The files as they may be found after the power failed just before event `cut`: what was flushed is there; of
-    /// what was done since, `mode` says what reached the disk, sector by sector.
-    public func files(
-        at cut: Int, _ mode: CutMode, using generator: inout SeededGenerator
-    ) -> [String: [UInt8]] {
-        let (names, initial, events) = state.withLock { ($0.names, $0.initial, Array($0.events.prefix(cut))) }
-        var flushed = [Int](repeating: -1, count: names.count)
-        for (index, event) in events.enumerated() {
-            if case .flush(let file) = event { flushed[file] = index }
-        }
-        var files = initial
-        for (index, event) in events.enumerated() {
-            let isDurable = index < flushed[event.file]
-            Self.apply(event, to: &files[event.file], isDurable ? .all : mode, &generator)
-        }
-        return Dictionary(zip(names, files)) { first, _ in first }
+    /// The way to bring moments back.
+    public func replay() -> CrashReplay {
+        state.withLock { CrashReplay(names: $0.names, initial: $0.initial, events: $0.events) }
+    }
+}
+
+/// Brings back the files of a ``CrashLog`` as a power cut left them, for later and later cuts.
+public struct CrashReplay {
+    private let names: [String]
+    private let events: [CrashLog.Event]
+    /// What is on stable storage for certain, and since then by file.
+    private var durable: [[UInt8]]
+    private var pending: [[CrashLog.Event]]
+    private var position = 0
+
+    init(names: [String], initial: [[UInt8]], events: [CrashLog.Event]) {
+        self.names = names
+        self.events = events
+        durable = initial
+        pending = Array(repeating: [], count: names.count)
     }
 
     /// What of the unflushed changes reached the disk.
@@ -70,14 +74,37 @@ public final class CrashLog: Sendable {
         case some(percent: Int)
     }
 
+    /// The files as they may be found after the power failed just before event `cut`, which is not before the last one
+    /// asked for: what was flushed is there; of what was done since, `mode` says what reached the disk.
+    public mutating func files(
+        at cut: Int, _ mode: CutMode, using generator: inout SeededGenerator
+    ) -> [String: [UInt8]] {
+        precondition(cut >= position)
+        while position < cut {
+            let event = events[position]
+            if case .flush(let file) = event {
+                for change in pending[file] { Self.apply(change, to: &durable[file], .all, &generator) }
+                pending[file] = []
+            } else {
+                pending[event.file].append(event)
+            }
+            position += 1
+        }
+        var files = durable
+        for file in files.indices {
+            for change in pending[file] { Self.apply(change, to: &files[file], mode, &generator) }
+        }
+        return Dictionary(zip(names, files)) { first, _ in first }
+    }
+
     private static func apply(
-        _ event: Event, to file: inout [UInt8], _ mode: CutMode, _ generator: inout SeededGenerator
+        _ event: CrashLog.Event, to file: inout [UInt8], _ mode: CutMode, _ generator: inout SeededGenerator
     ) {
         func happens() -> Bool {
             switch mode {
             case .all: true
             case .none: false
-            case .some(let percent): Int.random(in: 0..<100, using: &generator) < percent
+            case .some(let percent): Int(truncatingIfNeeded: generator.next() % 100) < percent
             }
         }
         switch event {
@@ -85,10 +112,9 @@ public final class CrashLog: Sendable {
         case .setLength(_, let length):
             if happens() { resize(&file, to: Int(length)) }
         case .discard(_, let range):
-            guard happens() else { return }
-            for index in Int(range.lowerBound)..<min(file.count, max(Int(range.lowerBound), Int(range.upperBound))) {
-                file[index] = 0
-            }
+            let start = min(file.count, Int(range.lowerBound))
+            let range = start..<max(start, min(file.count, Int(range.upperBound)))
+            if happens() { file.replaceSubrange(range, with: repeatElement(0, count: range.count)) }
         case .write(_, let offset, let bytes):
             var start = 0
             while start < bytes.count {
@@ -96,7 +122,12 @@ public final class CrashLog: Sendable {
                 let count = min(512 - place % 512, bytes.count - start)
                 if happens() {
                     if file.count < place + count { resize(&file, to: place + count) }
-                    file.replaceSubrange(place..<place + count, with: bytes[start..<start + count])
+                    unsafe file.withUnsafeMutableBytes { target in
+                        unsafe bytes.withUnsafeBytes { source in
+                            unsafe UnsafeMutableRawBufferPointer(rebasing: target[place..<place + count]).copyMemory(
+                                from: UnsafeRawBufferPointer(rebasing: source[start..<start + count]))
+                        }
+                    }
                 }
                 start += count
             }

@@ -67,14 +67,23 @@ public struct GuestModel: Sendable {
 
     /// The first sector of `disk` that holds what it may not: its number and what is wrong.
     public func firstMistake(in disk: [UInt8], allowed: [[UInt32]]) -> String? {
-        for (number, stamps) in allowed.enumerated() {
-            let start = number * Self.sectorSize
-            let stamp = UInt32(disk[start]) | UInt32(disk[start + 1]) << 8 | UInt32(disk[start + 2]) << 16
-                | UInt32(disk[start + 3]) << 24
-            let isWhole = disk[start..<start + Self.sectorSize].elementsEqual(Self.sector(number, stamp: stamp))
-            if !isWhole { return "sector \(number) is torn or foreign (stamp \(stamp)), allowed \(stamps)" }
-            if !stamps.contains(stamp) { return "sector \(number) holds stamp \(stamp), allowed are \(stamps)" }
+        unsafe disk.withUnsafeBytes { memory in
+            for (number, stamps) in allowed.enumerated() {
+                let start = number * Self.sectorSize
+                let stamp = unsafe UInt32(littleEndian: memory.loadUnaligned(fromByteOffset: start, as: UInt32.self))
+                let own = unsafe UInt32(littleEndian: memory.loadUnaligned(fromByteOffset: start + 4, as: UInt32.self))
+                // Every sector is 8 bytes of identity and one byte over and over.
+                let filler = unsafe memory[start + 8]
+                let last = unsafe memory.loadUnaligned(fromByteOffset: start + 8, as: UInt64.self)
+                var isWhole = filler == (stamp == 0 ? 0 : UInt8(truncatingIfNeeded: stamp ^ own) | 1)
+                isWhole = isWhole && (stamp == 0 ? own == 0 : own == UInt32(number))
+                for offset in stride(from: start + 8, to: start + Self.sectorSize, by: 8) {
+                    isWhole = unsafe isWhole && memory.loadUnaligned(fromByteOffset: offset, as: UInt64.self) == last
+                }
+                if !isWhole { return "sector \(number) is torn or foreign (stamp \(stamp) of \(own)), allowed \(stamps)" }
+                if !stamps.contains(stamp) { return "sector \(number) holds stamp \(stamp), allowed are \(stamps)" }
+            }
+            return nil
         }
-        return nil
     }
 }

@@ -40,7 +40,7 @@ public struct Subprocess: Sendable {
             unsafe posix_spawn_file_actions_adddup2(&actions, file.descriptor, Int32(descriptor))
         }
         var arguments = unsafe command.map { unsafe strdup($0) } + [nil]
-        defer { for unsafe argument in unsafe arguments { unsafe free(argument) } }
+        defer { for index in unsafe arguments.indices { unsafe free(arguments[index]) } }
         var pid: pid_t = 0
         let result = unsafe posix_spawnp(&pid, command[0], &actions, nil, &arguments, environ)
         guard result == 0 else { throw .system(result, "run \(command[0])") }
@@ -69,7 +69,7 @@ private final class TemporaryFile: Sendable {
 
     init(containing bytes: [UInt8]) throws(DiskError) {
         var template = Array("/tmp/vdmount-test-XXXXXX".utf8CString)
-        descriptor = unsafe mkostemp(&template, O_CLOEXEC)
+        descriptor = unsafe mkstemp(&template)
         guard descriptor >= 0 else { throw .system(errno, "create a temporary file") }
         unsafe unlink(&template)
         if !bytes.isEmpty {

@@ -54,7 +54,8 @@ struct SESparseHeader: Sendable, Equatable {
         let version: UInt64 = try fields.littleEndian(at: 8)
         guard version == Self.version else {
             throw DiskError(
-                .unsupported, "the seSparse version is 0x\(String(version, radix: 16)); 0x200000001 is known", offset: 8)
+                .unsupported, "the seSparse version is 0x\(String(version, radix: 16)); 0x200000001 is known", offset: 8
+            )
         }
         capacitySectors = try fields.littleEndian(at: 16)
         grainSectors = try fields.littleEndian(at: 24)
@@ -84,7 +85,8 @@ struct SESparseHeader: Sendable, Equatable {
         guard capacitySectors <= Self.capacityLimit else {
             throw DiskError(
                 .invalidImage,
-                "the extent is said to have \(capacitySectors) sectors; \(Self.capacityLimit) are the limit", offset: 16)
+                "the extent is said to have \(capacitySectors) sectors; \(Self.capacityLimit) are the limit", offset: 16
+            )
         }
         let places: [(UInt64, String, UInt64)] = [
             (volatileHeaderSector, "volatile header", 80), (directorySector, "grain directory", 128),
@@ -137,7 +139,8 @@ struct SESparseVolatileHeader: Sendable, Equatable {
     init(parsing bytes: [UInt8]) throws(DiskError) {
         let fields = FieldReader(bytes)
         guard try fields.littleEndian(at: 0) == Self.magic else {
-            throw DiskError(.invalidImage, "this is no seSparse volatile header: its magic number is another", offset: 0)
+            throw DiskError(
+                .invalidImage, "this is no seSparse volatile header: its magic number is another", offset: 0)
         }
         needsReplay = try fields.littleEndian(at: 24, as: UInt64.self) != 0
         guard try fields.bytes(at: 32, count: 480).allSatisfy({ $0 == 0 }) else {

@@ -3,7 +3,7 @@ internal import DiskStorage
 /// The character encoding of a text, by the name that a VMDK descriptor gives it (`encoding="windows-1252"`).
 ///
 /// Only encodings in which the ASCII characters are themselves are known: a descriptor's keys, quotes and line ends are
-/// found before its encoding is. UTF-8 and ASCII are done here; for the others `iconv` of the system's C library is asked.
+/// found before its encoding is. UTF-8 and ASCII are done here; for the others the C library's `iconv` is asked.
 struct TextEncoding: Sendable, Equatable {
     static let utf8 = TextEncoding(name: "UTF-8", converter: .utf8)
     static let ascii = TextEncoding(name: "US-ASCII", converter: .ascii)
@@ -50,8 +50,9 @@ struct TextEncoding: Sendable, Equatable {
 
     /// The C library's name for an encoding; `key` is in lower case and without separators.
     ///
-    /// The Chinese, Japanese and Korean ones are Microsoft's code pages under these names: that is what VMware's programs
-    /// on Windows write, and in them the ASCII characters are themselves (in Shift_JIS proper `\` is a yen sign).
+    /// The Chinese, Japanese and Korean ones are Microsoft's code pages under these names: that is what VMware's
+    /// programs on Windows write, and in them the ASCII characters are themselves (in Shift_JIS proper `\` is a yen
+    /// sign).
     private static func libraryName(_ key: String) -> String? {
         switch key {
         case "shiftjis", "sjis", "mskanji", "windows31j", "cp932", "windows932", "ms932": return "CP932"

@@ -21,7 +21,8 @@ extension VMDKCreator {
                 let known = table.partitions.map { String($0.number) }.joined(separator: ", ")
                 throw DiskError(
                     .invalidArgument,
-                    "the device has no partition \(number); it has \(known.isEmpty ? "none" : known)", image: device.path)
+                    "the device has no partition \(number); it has \(known.isEmpty ? "none" : known)",
+                    image: device.path)
             }
             pieces.append((partition.sectors, true))
         }

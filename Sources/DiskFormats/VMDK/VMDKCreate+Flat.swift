@@ -28,8 +28,8 @@ extension VMDKCreator {
         VMDKExtentDescription(sectorCount: sectorCount, type: type, fileName: baseName + "-flat.vmdk")
     }
 
-    /// A descriptor and `NAME-delta.vmdk`, an ESX sparse extent. ESX makes tables when it needs them; here they are there
-    /// from the beginning, as zeros that take no space, because QEMU cannot add one.
+    /// A descriptor and `NAME-delta.vmdk`, an ESX sparse extent. ESX makes tables when it needs them; here they are
+    /// there from the beginning, as zeros that take no space: where one is missing, QEMU 7.2 writes over the header.
     func createESXSparse() throws(DiskError) {
         let grainSectors = UInt32(truncatingIfNeeded: try Self.grainSectors(request, variant))
         guard let capacity = UInt32(exactly: sectorCount) else { throw tooLargeForESXSparse }

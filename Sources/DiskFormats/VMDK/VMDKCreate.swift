@@ -1,8 +1,8 @@
 internal import DiskImage
 internal import DiskStorage
 
-/// Creates an image of one of the ``vmdkVariants``. All its files are new and flushed when this returns; when it throws,
-/// the caller removes those that it has made.
+/// Creates an image of one of the ``vmdkVariants``. All its files are new and flushed when this returns; when it
+/// throws, the caller removes those that it has made.
 func createVMDK(_ request: CreateRequest, companions: any CompanionOpener) throws(DiskError) {
     try VMDKCreator(request, companions).create()
 }
@@ -28,22 +28,27 @@ struct VMDKCreator {
     init(_ request: CreateRequest, _ companions: any CompanionOpener) throws(DiskError) {
         self.request = request
         self.companions = companions
-        fileName = request.path.utf8.lastIndex(of: UInt8(ascii: "/")).map {
-            String(request.path[request.path.utf8.index(after: $0)...])
-        } ?? request.path
+        fileName =
+            request.path.utf8.lastIndex(of: UInt8(ascii: "/")).map {
+                String(request.path[request.path.utf8.index(after: $0)...])
+            } ?? request.path
         baseName = hasSameLetters(fileName.suffix(5), ".vmdk") ? String(fileName.dropLast(5)) : fileName
         guard !fileName.isEmpty, !fileName.utf8.contains(where: { $0 < 32 || $0 == UInt8(ascii: "\"") }) else {
             throw DiskError(
-                .invalidArgument, "a VMDK's file name cannot hold quotation marks or control characters: '\(clipped(fileName))'")
+                .invalidArgument,
+                "a VMDK's file name cannot hold quotation marks or control characters: '\(clipped(fileName))'")
         }
         guard request.virtualSize % 512 == 0, request.virtualSize / 512 <= VMDKExtentDescription.sectorLimit else {
             throw DiskError(
-                .invalidArgument, "a disk of \(request.virtualSize) bytes cannot be: it must be a multiple of 512, below 2^63")
+                .invalidArgument,
+                "a disk of \(request.virtualSize) bytes cannot be: it must be a multiple of 512, below 2^63")
         }
         sectorCount = request.virtualSize / 512
         var variant = try request.variant.map { (name) throws(DiskError) in try VMDKVariant(named: name) } ?? .dynamic
         var options = try VMDKCreateOptions(request, variant)
-        if request.variant == nil, !VMDKSparseLayout.fits(sectorCount, options, try Self.grainSectors(request, .dynamic)) {
+        if request.variant == nil,
+            !VMDKSparseLayout.fits(sectorCount, options, try Self.grainSectors(request, .dynamic))
+        {
             variant = .split
             options.splitSectors = options.splitSectors ?? Self.largeSplitSectors
         }
@@ -136,8 +141,8 @@ struct VMDKCreator {
 extension DiskGeometry {
     /// The geometry that VMware's products give a disk of that size on that controller.
     ///
-    /// IDE: 16 heads and 63 sectors, up to ATA's limit of 16,383 cylinders. SCSI (BusLogic and LSI Logic BIOSes): 64 heads
-    /// and 32 sectors below 1 GiB, 128 and 32 up to 2 GiB, 255 and 63 above.
+    /// IDE: 16 heads and 63 sectors, up to ATA's limit of 16,383 cylinders. SCSI (BusLogic and LSI Logic BIOSes): 64
+    /// heads and 32 sectors below 1 GiB, 128 and 32 up to 2 GiB, 255 and 63 above.
     static func vmdk(sectorCount: UInt64, adapterType: String) -> DiskGeometry {
         if adapterType == "ide" {
             return DiskGeometry(cylinders: min(max(sectorCount / (16 * 63), 1), 16_383), heads: 16, sectors: 63)

@@ -42,7 +42,8 @@ extension VMDKDescriptor {
             throw DiskError(.invalidImage, "the descriptor has \(text.count) bytes; \(Self.textLimit) are the limit")
         }
         guard Self.looksLikeDescriptor(Array(text.prefix(4096))) else {
-            throw DiskError(.invalidImage, "this is not a VMDK descriptor: it does not begin with '# Disk DescriptorFile'")
+            throw DiskError(
+                .invalidImage, "this is not a VMDK descriptor: it does not begin with '# Disk DescriptorFile'")
         }
         guard text.count(where: { $0 == UInt8(ascii: "\n") }) < Self.lineLimit else {
             throw DiskError(.invalidImage, "the descriptor has more than \(Self.lineLimit) lines")
@@ -114,7 +115,9 @@ extension VMDKDescriptor {
         for bytes in lines {
             let start = bytes.drop(while: isBlank).first
             guard let start, [UInt8(ascii: "e"), UInt8(ascii: "d")].contains(start | 0x20) else { continue }
-            guard let entry = VMDKDescriptorLine.Entry(parsing: String(decoding: bytes, as: UTF8.self)) else { continue }
+            guard let entry = VMDKDescriptorLine.Entry(parsing: String(decoding: bytes, as: UTF8.self)) else {
+                continue
+            }
             if hasSameLetters(entry.key, "encoding") { return entry.value }
             if databaseName == nil, hasSameLetters(entry.key, "ddb.encoding") { databaseName = entry.value }
         }

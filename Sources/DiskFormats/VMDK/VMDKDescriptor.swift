@@ -9,8 +9,8 @@ internal import DiskStorage
 /// | extents | ``VMDKExtentDescription`` |
 /// | disk database | `ddb.adapterType = "ide"`, `ddb.geometry.cylinders = "20"`, `ddb.uuid.image = "…"`, … |
 ///
-/// All lines are kept in their order, those that mean nothing here too; what is changed is changed in its place. Keys are
-/// the same in any case. Of several lines with one key the first counts, as for QEMU and VirtualBox.
+/// All lines are kept in their order, those that mean nothing here too; what is changed is changed in its place. Keys
+/// are the same in any case. Of several lines with one key the first counts, as for QEMU and VirtualBox.
 struct VMDKDescriptor: Sendable {
     /// The parentCID of a disk that has no parent.
     static let noContentID: UInt32 = 0xffff_ffff
@@ -73,12 +73,15 @@ extension VMDKDescriptor {
     private mutating func placeForNewEntry(_ key: String) -> Int {
         let isDatabase = hasSameLetters(key.prefix(4), "ddb.")
         let last = lines.lastIndex { line in
-            if case .entry(let entry) = line.content { return hasSameLetters(entry.key.prefix(4), "ddb.") == isDatabase }
+            if case .entry(let entry) = line.content {
+                return hasSameLetters(entry.key.prefix(4), "ddb.") == isDatabase
+            }
             return false
         }
         if let last { return last + 1 }
         if isDatabase {
-            if lines.contains(where: { $0.raw.map { trimmed(String(decoding: $0, as: UTF8.self)) } == "#DDB" }) == false {
+            if lines.contains(where: { $0.raw.map { trimmed(String(decoding: $0, as: UTF8.self)) } == "#DDB" }) == false
+            {
                 for text in ["", "# The Disk Data Base", "#DDB", ""] { append(text) }
             }
             return lines.count

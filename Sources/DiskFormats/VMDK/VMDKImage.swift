@@ -128,7 +128,9 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
         let isVerified =
             child.parentUUID != nil && found.uuid != nil
             || child.parentContentID != VMDKDescriptor.noContentID && found.contentID != nil
-        if !isVerified, found.uuid != nil || found.contentID != nil {
+        // A child of a parent that has no identity says so by the content identifier 0.
+        let hasNone = found.uuid == nil && found.contentID == nil && child.parentContentID == 0
+        guard isVerified || hasNone else {
             throw DiskError(
                 .brokenLink, "records nothing by which \(name) could be recognised as its parent")
         }

@@ -3,8 +3,8 @@ internal import DiskStorage
 /// The partitions of a device and the places where its partition tables lie, in sectors of 512 bytes; for
 /// partitionedDevice images.
 ///
-/// Read are the PC's master boot record with its chain of logical partitions (Microsoft's and Linux's kind) and the GUID
-/// partition table (UEFI Specification 2.10, chapter 5), on devices of 512- and 4096-byte sectors.
+/// Read are the PC's master boot record with its chain of logical partitions (Microsoft's and Linux's kind) and the
+/// GUID partition table (UEFI Specification 2.10, chapter 5), on devices of 512- and 4096-byte sectors.
 struct VMDKPartitionTable: Sendable {
     struct Partition: Sendable, Equatable {
         /// As Linux numbers them: 1 to 4 primary and from 5 on logical ones, or the place in the GUID partition table.
@@ -44,7 +44,8 @@ struct VMDKPartitionTable: Sendable {
         for partition in partitions where partition.sectors.upperBound > sectorCount {
             throw DiskError(
                 .invalidImage,
-                "partition \(partition.number) ends at sector \(partition.sectors.upperBound), the device at \(sectorCount)",
+                "partition \(partition.number) ends at sector \(partition.sectors.upperBound), "
+                    + "the device at \(sectorCount)",
                 image: name)
         }
         let all = (partitions.map(\.sectors) + tableAreas).sorted { $0.lowerBound < $1.lowerBound }
@@ -97,8 +98,8 @@ extension VMDKPartitionTable {
         tableAreas = [frontArea(1)] + records.sorted { $0.lowerBound < $1.lowerBound }
     }
 
-    /// Follows a chain of extended boot records: in each, the first entry is a logical partition, relative to the record,
-    /// and the second the next record, relative to the extended partition.
+    /// Follows a chain of extended boot records: in each, the first entry is a logical partition, relative to the
+    /// record, and the second the next record, relative to the extended partition.
     private mutating func readLogical(
         _ base: UInt64, _ device: any Storage, _ number: inout Int, _ records: inout [Range<UInt64>]
     ) throws(DiskError) {

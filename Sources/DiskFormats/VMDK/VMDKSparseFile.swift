@@ -103,7 +103,7 @@ final class VMDKSparseFile: Sendable {
 
     /// Gives up a grain whose entry was just removed: its space goes back to the file system, and to us after a flush.
     func giveUp(_ offset: UInt64) throws(DiskError) {
-        try handle.storage.discard(offset..<min(offset + grainSize, end.value), mustZero: true, for: .guestData)
+        try handle.discard(offset..<min(offset + grainSize, end.value), for: .guestData)
         space.withLock { $0.givenUp.append(offset) }
     }
 

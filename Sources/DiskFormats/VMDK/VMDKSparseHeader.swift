@@ -100,8 +100,8 @@ extension VMDKSparseHeader {
 // MARK: - Parsing and encoding
 
 extension VMDKSparseHeader {
-    /// Parses a header or footer; every field that is used later is inside its limits afterwards. Whether the tables lie
-    /// inside the file, the file must say.
+    /// Parses a header or footer; every field that is used later is inside its limits afterwards. Whether the tables
+    /// lie inside the file, the file must say.
     init(parsing bytes: [UInt8]) throws(DiskError) {
         let fields = FieldReader(bytes)
         guard fields.matches("KDMV", at: 0) else {
@@ -129,14 +129,19 @@ extension VMDKSparseHeader {
             throw DiskError(.unsupported, "the sparse extent's version is \(version); 1 to 3 are known", offset: 4)
         }
         if flags.contains(.newlineTest), newlineTest != Self.newlineTest {
+            let hasLineEnd = newlineTest.contains { $0 == 0x0a || $0 == 0x0d }
             throw DiskError(
                 .invalidImage,
-                "the file was damaged by a transfer in text mode, which changes line ends: copy it again in binary mode",
+                hasLineEnd
+                    ? "the file was damaged by a transfer in text mode, which changes line ends: copy it again in "
+                        + "binary mode"
+                    : "the header is damaged: the bytes that would tell of a transfer in text mode are missing",
                 offset: 73)
         }
         guard compressAlgorithm <= 1 else {
             throw DiskError(
-                .unsupported, "grains are compressed by algorithm \(compressAlgorithm); 1 (deflate) is known", offset: 77)
+                .unsupported, "grains are compressed by algorithm \(compressAlgorithm); 1 (deflate) is known",
+                offset: 77)
         }
         guard isCompressed || !flags.contains(.compressed) else {
             throw DiskError(
@@ -166,14 +171,16 @@ extension VMDKSparseHeader {
         guard capacitySectors <= VMDKExtentDescription.sectorLimit else {
             throw DiskError(
                 .invalidImage,
-                "the extent is said to have \(capacitySectors) sectors; \(VMDKExtentDescription.sectorLimit) are the limit",
+                "the extent is said to have \(capacitySectors) sectors; \(VMDKExtentDescription.sectorLimit) are "
+                    + "the limit",
                 offset: 12)
         }
         let limit = isCompressed ? Self.compressedGrainLimit : Self.grainLimit
         guard grainSectors.isPowerOfTwo, grainSectors <= limit else {
             throw DiskError(
                 .invalidImage,
-                "the grain size is \(grainSectors) sectors; it must be a power of two, and \(limit) at most", offset: 20)
+                "the grain size is \(grainSectors) sectors; it must be a power of two, and \(limit) at most", offset: 20
+            )
         }
         guard entriesPerTable.isPowerOfTwo, Self.tableEntries.contains(entriesPerTable) else {
             throw DiskError(

@@ -22,7 +22,8 @@ struct VMDKSparseLayout {
             header.descriptorSector = 1
             header.descriptorSectorCount = descriptorSectors
         }
-        let (copySectors, isTooLarge) = header.directoryEntryCount.multipliedReportingOverflow(by: header.tableSectorCount)
+        let (copySectors, isTooLarge) = header.directoryEntryCount.multipliedReportingOverflow(
+            by: header.tableSectorCount)
         guard !isTooLarge, copySectors < VMDKSparseHeader.fileSectorLimit else { throw Self.tooLarge(capacitySectors) }
         header.redundantDirectorySector = 1 + descriptorSectors
         header.directorySector = header.redundantDirectorySector + header.directorySectorCount + copySectors
@@ -102,7 +103,8 @@ extension VMDKCreator {
         let pieces = try splitPieces("s", type: .sparse)
         guard pieces.count == 1 || pieces[0].sectorCount % grainSectors == 0 else {
             throw DiskError(
-                .invalidArgument, "split-size=\(pieces[0].sectorCount * 512) is no multiple of the grain size, "
+                .invalidArgument,
+                "split-size=\(pieces[0].sectorCount * 512) is no multiple of the grain size, "
                     + "\(grainSectors * 512) bytes")
         }
         try createDescriptorFile { () throws(DiskError) in

@@ -1,7 +1,7 @@
 internal import DiskStorage
 
-/// What stands before each piece of a streamOptimized extent, little endian, at the beginning of a sector (VMware Virtual
-/// Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents").
+/// What stands before each piece of a streamOptimized extent, little endian, at the beginning of a sector (VMware
+/// Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents").
 ///
 /// | offset | size | name | grain | metadata |
 /// |---|---|---|---|---|

@@ -3,10 +3,10 @@ internal import DiskStorage
 /// Writes a streamOptimized image from front to back, so that it can go into a pipe (VMware Virtual Disk Format 5.0,
 /// "Stream-Optimized Compressed Sparse Extents"):
 ///
-///     header | descriptor | (to sector 128) | grains, and after those of each table the table | directory | footer | end
+///     header | descriptor | (to sector 128) | grains, after those of each table the table | directory | footer | end
 ///
-/// The header says that the directory's place is in the footer. Tables without grains, and grains of zeros, are left out.
-/// One thread uses it. It holds one grain, one table and the directory in memory.
+/// The header says that the directory's place is in the footer. Tables without grains, and grains of zeros, are left
+/// out. One thread uses it. It holds one grain, one table and the directory in memory.
 final class VMDKStreamWriter {
     /// Takes the bytes of the image, in order.
     typealias Sink = (IOBytes) throws(DiskError) -> Void
@@ -42,7 +42,8 @@ final class VMDKStreamWriter {
         header.compressAlgorithm = 1
         guard header.directoryEntryCount <= VMDKSparseHeader.directoryLimit else {
             throw DiskError(
-                .invalidArgument, "a disk of \(descriptor.sectorCount) sectors is too large for the stream's grain size")
+                .invalidArgument, "a disk of \(descriptor.sectorCount) sectors is too large for the stream's grain size"
+            )
         }
         self.header = header
         self.sink = sink
