@@ -12,6 +12,8 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
     private let count: Int
     /// The size of the disk in bytes: the top image's.
     let size: UInt64
+    /// The way past layers that hold nothing; nil where there are too few to be worth it.
+    private let skipMap: SkipMap?
 
     init(topFirst layers: [Layer]) {
         precondition(!layers.isEmpty)
@@ -20,6 +22,7 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
         unsafe references = .allocate(capacity: count)
         for (index, layer) in layers.enumerated() { unsafe (references + index).initialize(to: layer.reference) }
         size = layers[0].backend.virtualSize
+        skipMap = layers.count > 2 && size > 0 ? SkipMap(size: size) : nil
     }
 
     deinit { unsafe references.deallocate() }
@@ -49,7 +52,7 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
             batch.removeAll()
             try layer.map(offset, length, into: &batch)
             if batch.count == 1, batch[0].kind == .absent, length == UInt64(buffer.count), batch.coveredLength >= length {
-                index += 1  // nothing here at all: the same question one layer down
+                index = next(after: index, offset, length)  // nothing here at all: the same question further down
                 continue
             }
             let done = try read(batch, of: layer, index, into: buffer, at: offset)
@@ -69,12 +72,36 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
             switch extent.kind {
             case .data: try layer.read(extent.storage, into: part, at: extent.fileOffset, for: .guestData)
             case .zero: part.zero()
-            case .absent: try read(into: part, at: offset + UInt64(done), from: index + 1)
+            case .absent:
+                let position = offset + UInt64(done)
+                try read(into: part, at: position, from: next(after: index, position, UInt64(part.count)))
             case .encoded: try layer.object.backend.readEncoded(extent, into: part)
             }
             done += part.count
         }
         return done
+    }
+
+    /// The layer to ask when layer `index` holds nothing of a range.
+    @inline(__always)
+    private func next(after index: Int, _ offset: UInt64, _ length: UInt64) -> Int {
+        guard index == 0, let skipMap else { return index &+ 1 }
+        return skipMap.start(offset, length, depth: count) { layer, start, length in
+            isVacant(layer, start, length)
+        }
+    }
+
+    /// Whether a layer holds nothing in a range. A layer that ends inside it, or cannot answer, counts as holding
+    /// something: it is asked in its turn.
+    private func isVacant(_ index: Int, _ offset: UInt64, _ length: UInt64) -> Bool {
+        guard unsafe offset + length <= references[index].size else { return false }
+        var batch = ExtentBatch()
+        do throws(DiskError) {
+            unsafe try references[index].map(offset, length, into: &batch)
+        } catch {
+            return false
+        }
+        return batch.count == 1 && batch[0].kind == .absent && batch.coveredLength >= length
     }
 
     /// Whether a range is known, from the tables alone, to read as zeros, asking layers from `first` down.

@@ -402,7 +402,7 @@ class Bench:
     def large_image(self):
         """2 TiB, 8 snapshots, a few blocks written in each layer."""
         image = self.directory / "large0.vmdk"
-        run(self.vdimg, "create", "--format", "vmdk", "--variant", "dynamic", "--size", "2T", image)
+        run(self.vdimg, "create", "--format", "vmdk", "--size", "2T", image)
         for layer in range(9):
             writes = [f"write -P {layer + 1} {(number * 9 + layer) * TIB // 300 >> 20 << 20} 64k"
                       for number in range(32)]
