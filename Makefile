@@ -23,6 +23,8 @@ SOURCE_TREES := Sources Tests Package.swift
 BUILD_FLAGS   := --explicit-target-dependency-import-check error
 RELEASE_FLAGS := $(BUILD_FLAGS) -c release --static-swift-stdlib
 RELEASE_BIN   := .build/release
+# The tests run optimised code, as it is shipped; beside the release build, whose linking differs.
+TEST_FLAGS    := $(BUILD_FLAGS) -c release -Xswiftc -enable-testing --scratch-path .build/tests
 
 # Runs as root what needs root: directly, through sudo, or not at all, saying why.
 define as_root
@@ -74,7 +76,7 @@ deps: check-swift
 ## build: release binaries with the Swift runtime inside, in .build/release
 .PHONY: build
 build: check-swift
-	$(SWIFT) build $(RELEASE_FLAGS)
+	@for binary in $(BINARIES); do $(SWIFT) build $(RELEASE_FLAGS) --product $$binary; done
 
 ## debug: debug binaries, in .build/debug
 .PHONY: debug
@@ -111,16 +113,15 @@ demo: deps
 .PHONY: test
 test: deps
 	@$(call as_root,mounting and loop devices in the tests); \
-	$(SWIFT) build $(BUILD_FLAGS) --build-tests; \
-	"$${run[@]}" $(SWIFT) test $(BUILD_FLAGS) --skip-build
+	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
+	"$${run[@]}" $(SWIFT) test $(TEST_FLAGS) --skip-build
 
 ## torture: the power-cut and random tests, many times longer (VDMOUNT_TORTURE=1)
 .PHONY: torture
 torture: deps
 	@$(call as_root,mounting and loop devices in the tests); \
-	flags=($(BUILD_FLAGS) --scratch-path .build/torture -c release -Xswiftc -enable-testing); \
-	$(SWIFT) build "$${flags[@]}" --build-tests; \
-	"$${run[@]}" VDMOUNT_TORTURE=1 $(SWIFT) test "$${flags[@]}" --skip-build
+	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
+	"$${run[@]}" VDMOUNT_TORTURE=1 $(SWIFT) test $(TEST_FLAGS) --skip-build
 
 ## tsan: the tests of the libraries under the thread sanitizer
 .PHONY: tsan

@@ -21,9 +21,9 @@ ALLOWED_IMPORTS = {
     "CLinux": set(),
     "DiskStorage": STORAGE_IMPORTS,
     "DiskImage": STORAGE_IMPORTS | {"DiskStorage"},
-    "DiskFormats": {"DiskImage", "DiskStorage", "CDeflate"},
-    "VirtualDisk": {"DiskFormats", "DiskImage", "DiskStorage", "CLinux", "SystemPackage", "Dispatch"},
-    "FuseHost": {"FuseShim", "Dispatch", "Glibc"},
+    "DiskFormats": {"DiskImage", "DiskStorage", "CDeflate", "Glibc"},
+    "VirtualDisk": {"DiskFormats", "DiskImage", "DiskStorage", "CLinux", "SystemPackage", "Dispatch", "Glibc"},
+    "FuseHost": {"FuseShim", "Dispatch", "Glibc", "Synchronization"},
 }
 PROGRAMS = {"vdmount", "vdumount", "vdimg"}
 SHARED_FORMAT_FOLDERS = {"Compression"}

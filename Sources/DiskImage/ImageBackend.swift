@@ -2,9 +2,9 @@ public import DiskStorage
 
 /// An open image: translates between offsets of the disk and places in its storages, and never moves guest data.
 ///
-/// The disk calls it from many threads. ``map(offset:length:into:)`` may run beside anything; ``reserve(offset:length:)``,
-/// ``commit(_:)`` and ``drop(offset:length:leaving:)`` for one block are never called at the same time by the disk, which
-/// holds that block's lock, but may run for different blocks at once.
+/// The disk calls it from many threads. ``map(offset:length:into:)`` may run beside anything;
+/// ``reserve(offset:length:)``, ``commit(_:)`` and ``drop(offset:length:leaving:)`` for one block are never called at
+/// the same time by the disk, which holds that block's lock, but may run for different blocks at once.
 public protocol ImageBackend: AnyObject, Sendable {
     /// The format's name, as in the registry.
     var format: String { get }

@@ -69,7 +69,8 @@ public struct OpenRequest: Sendable {
 
 /// Opens the files that an image names beside itself (extents), after checking that it may.
 public protocol CompanionOpener: Sendable {
-    /// Opens what the image at `imagePath` calls `name`, and answers its path too. `what` says what it is, for messages.
+    /// Opens what the image at `imagePath` calls `name`, and answers its path too. `what` says what it is, for
+    /// messages.
     func openCompanion(
         _ name: String, of imagePath: String, isWritable: Bool, what: String
     ) throws(DiskError) -> (storage: any Storage, path: String)

@@ -2,8 +2,8 @@ internal import CLinux
 
 /// The part of the table cache that readers use without a lock: a plain value of pointers, without references.
 ///
-/// A slot's content is guarded by its sequence number: odd while it changes hands. A reader takes the number, checks the
-/// tag, loads the entry and takes the number again; if it moved, what was loaded may belong to another page.
+/// A slot's content is guarded by its sequence number: odd while it changes hands. A reader takes the number, checks
+/// the tag, loads the entry and takes the number again; if it moved, what was loaded may belong to another page.
 @safe
 struct PageIndex: @unchecked Sendable {  // memory is written under the cache's lock, read with a sequence check
     /// Bytes of a page.

@@ -3,13 +3,13 @@ internal import DiskStorage
 
 /// The one cache of mapping tables: pages of files' bytes, in bounded memory, read without a lock.
 ///
-/// A format keeps its tables (grain tables, block map, BAT, L2, …) in files; it asks here for one entry at a byte offset
-/// and stores one entry at a byte offset. What an entry means is the format's business alone.
+/// A format keeps its tables (grain tables, block map, BAT, L2, …) in files; it asks here for one entry at a byte
+/// offset and stores one entry at a byte offset. What an entry means is the format's business alone.
 ///
 /// *Reading* finds the page by its tag in an 8-way set and loads the entry with a sequence check around it (a seqlock a
-/// slot), so concurrent hits share no written memory. *Storing* and *misses* take the lock; no lock is held while a page
-/// is read from its file. A page that was stored to stays until ``TableSet/flush(data:)`` has written it, in the order
-/// that ``WriteOrder`` says.
+/// slot), so concurrent hits share no written memory. *Storing* and *misses* take the lock; no lock is held while a
+/// page is read from its file. A page that was stored to stays until ``TableSet/flush(data:)`` has written it, in the
+/// order that ``WriteOrder`` says.
 @safe
 public final class TableCache: @unchecked Sendable {  // slots are guarded by `state`'s lock or by their sequence number
     /// What is true of a slot besides its content; guarded by the lock.
@@ -218,7 +218,9 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
             let numbers = state.files.filter { $0.value.owner == set }.keys
             for slot in state.slots.indices {
                 let tag = unsafe index.tags[slot]
-                guard tag != 0, numbers.contains(UInt32(truncatingIfNeeded: tag >> PageIndex.pageBits) &- 1) else { continue }
+                guard tag != 0, numbers.contains(UInt32(truncatingIfNeeded: tag >> PageIndex.pageBits) &- 1) else {
+                    continue
+                }
                 index.beginChange(slot)
                 unsafe clinux_store32_release(index.sequences + slot, index.sequences[slot] &+ 1)
                 state.slots[slot] = Slot()

@@ -16,10 +16,13 @@ public enum WriteOrder: Int, Sendable, CaseIterable {
 
 /// The tables of one open image: the files they lie in and the changes that wait to be written, in order.
 ///
-/// ``flush(data:)`` is the only way in which a change reaches a file: guest data first, then the changes that were there
-/// when the flush began, order by order, with a flush between. A change made meanwhile waits for the next flush, since
-/// its data may not be durable yet.
+/// ``flush(data:)`` is the only way in which a change reaches a file: guest data first, then the changes that were
+/// there when the flush began, order by order, with a flush between. A change made meanwhile waits for the next flush,
+/// since its data may not be durable yet.
 public final class TableSet: Sendable {
+    /// Where tables must end in their files: what the cache can number.
+    public static let offsetLimit: UInt64 = UInt64(PageIndex.pageSize) << PageIndex.pageBits
+
     let cache: TableCache
     let number: UInt32
     /// Serialises flushes; the value counts those that are finished.

@@ -69,7 +69,8 @@ public struct DiskError: Error, Sendable {
     }
 
     /// A system call's failure: `doing` completes "cannot …".
-    public static func system(_ errno: Int32, _ doing: String, image: String? = nil, offset: UInt64? = nil) -> DiskError {
+    public static func system(_ errno: Int32, _ doing: String, image: String? = nil, offset: UInt64? = nil) -> DiskError
+    {
         DiskError(
             .system, "cannot \(doing): \(describe(errno: errno))", image: image, offset: offset, errno: abs(errno))
     }

@@ -17,7 +17,9 @@ public struct DiskUUID: Hashable, Sendable {
     public static func random() -> DiskUUID {
         var bytes: [UInt8] = []
         for word in [clinux_random(), clinux_random()] {
-            for shift in stride(from: 0, to: 64, by: 8) { bytes.append(UInt8(truncatingIfNeeded: word >> UInt64(shift))) }
+            for shift in stride(from: 0, to: 64, by: 8) {
+                bytes.append(UInt8(truncatingIfNeeded: word >> UInt64(shift)))
+            }
         }
         bytes[6] = bytes[6] & 0x0f | 0x40
         bytes[8] = bytes[8] & 0x3f | 0x80
@@ -48,7 +50,9 @@ extension DiskUUID: LosslessStringConvertible {
     /// Parses 32 hexadecimal digits, with or without hyphens and braces, upper or lower case.
     public init?(_ text: String) {
         var digits = text.utf8.filter { $0 != UInt8(ascii: "-") }[...]
-        if digits.first == UInt8(ascii: "{"), digits.last == UInt8(ascii: "}") { digits = digits.dropFirst().dropLast() }
+        if digits.first == UInt8(ascii: "{"), digits.last == UInt8(ascii: "}") {
+            digits = digits.dropFirst().dropLast()
+        }
         guard digits.count == 32 else { return nil }
         var bytes: [UInt8] = []
         var high: UInt8?

@@ -111,6 +111,8 @@ extension [UInt8] {
 
 /// An address for zero bytes.
 private func nowhere() -> UnsafeMutableRawPointer {
-    guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: 4096) else { preconditionFailure("4096 is no null pointer") }
+    guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: 4096) else {
+        preconditionFailure("4096 is no null pointer")
+    }
     return unsafe pointer
 }

@@ -58,8 +58,8 @@ extension FileStorage {
         }
     }
 
-    /// Gives the image lock back, if it was taken. Closing alone may not do it: a process that is just being started has
-    /// the descriptor too, until it runs its own program.
+    /// Gives the image lock back, if it was taken. Closing alone may not do it: a process that is just being started
+    /// has the descriptor too, until it runs its own program.
     public func unlockImage() {
         holdsImageLock.withLock { isHeld in
             guard isHeld else { return }

@@ -51,7 +51,8 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
             let length = min(UInt64(buffer.count), layer.size &- offset)
             batch.removeAll()
             try layer.map(offset, length, into: &batch)
-            if batch.count == 1, batch[0].kind == .absent, length == UInt64(buffer.count), batch.coveredLength >= length {
+            if batch.count == 1, batch[0].kind == .absent, length == UInt64(buffer.count), batch.coveredLength >= length
+            {
                 index = next(after: index, offset, length)  // nothing here at all: the same question further down
                 continue
             }

@@ -46,8 +46,10 @@ extension Disk {
         let written = offset..<min(offset + UInt64(bytes.count), blocks.upperBound)
         do throws(DiskError) {
             try fill(
-                blocks, with: bytes.slice(0, Int(written.upperBound - offset)), at: offset, storage: reservation.storage,
-                fileOffset: reservation.fileOffset, isFresh: reservation.isZero, kind, skipsBytes: isZero && reservation.isZero)
+                blocks, with: bytes.slice(0, Int(written.upperBound - offset)), at: offset,
+                storage: reservation.storage,
+                fileOffset: reservation.fileOffset, isFresh: reservation.isZero, kind,
+                skipsBytes: isZero && reservation.isZero)
         } catch {
             backend.abandon(reservation)
             throw error

@@ -6,8 +6,8 @@ internal import SystemPackage
 extension Disk {
     /// Opens the disk that the image at `path` is the top of: finds, opens, locks and checks its parents.
     ///
-    /// The parents are opened read-only. Throws ``DiskError``: ``DiskError/Kind/brokenLink`` where a parent does not belong
-    /// to its child, ``DiskError/Kind/notFound`` and ``DiskError/Kind/refused`` where one cannot be opened,
+    /// The parents are opened read-only. Throws ``DiskError``: ``DiskError/Kind/brokenLink`` where a parent does not
+    /// belong to its child, ``DiskError/Kind/notFound`` and ``DiskError/Kind/refused`` where one cannot be opened,
     /// ``DiskError/Kind/locked`` where another process is in the way.
     public static func open(_ path: String, options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
         let opener = ChainOpener(options: options)
@@ -107,7 +107,8 @@ struct ChainOpener {
         let folders = finder.searchFolders(of: childPath).joined(separator: ", ")
         throw DiskError(
             .notFound,
-            "the parent is known by its UUID \(link.uuid?.description ?? "(none)") alone, and no image in \(folders) has it; "
+            "the parent is known by its UUID \(link.uuid?.description ?? "(none)") alone, "
+                + "and no image in \(folders) has it; "
                 + "if it lives elsewhere, give that folder with --allow-dir", image: child.path)
     }
 

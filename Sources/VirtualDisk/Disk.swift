@@ -123,10 +123,12 @@ public final class Disk: Sendable {
     /// Flushes and closes all images: unclean marks are cleared, locks given back. No other call may follow or be under
     /// way. A second call does nothing.
     public func close() throws(DiskError) {
-        guard isClosed.withLock({ closed in
-            defer { closed = true }
-            return !closed
-        }) else { return }
+        guard
+            isClosed.withLock({ closed in
+                defer { closed = true }
+                return !closed
+            })
+        else { return }
         lazyFlush?.stop()
         var failure: DiskError?
         for layer in chain.layers {

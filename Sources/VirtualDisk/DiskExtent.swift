@@ -1,5 +1,5 @@
-internal import DiskStorage
 internal import DiskImage
+internal import DiskStorage
 
 /// A run of bytes of a disk with one origin.
 public struct DiskExtent: Sendable, Equatable {

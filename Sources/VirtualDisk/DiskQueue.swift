@@ -1,5 +1,5 @@
-internal import Dispatch
 public import DiskStorage
+internal import Dispatch
 
 /// Asynchronous requests to a disk, on Dispatch: several at once, each with a completion, flush being a barrier.
 ///

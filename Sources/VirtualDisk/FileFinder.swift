@@ -41,7 +41,9 @@ struct FileFinder: CompanionOpener {
     // MARK: - The file that the user named
 
     /// Opens a file that the user named.
-    func open(_ path: String, isWritable: Bool) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
+    func open(
+        _ path: String, isWritable: Bool
+    ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
         guard let found = try resolve(path) else {
             throw DiskError(.notFound, "there is no such file", image: path)
         }
@@ -202,7 +204,8 @@ struct FileFinder: CompanionOpener {
 
     // MARK: - New files
 
-    func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String) {
+    func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String)
+    {
         let path = FilePath(Self.folder(of: imagePath)).appending(name).string
         let file = try FileStorage(creating: path)
         created.withLock { $0.append(path) }

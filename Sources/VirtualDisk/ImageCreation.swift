@@ -40,7 +40,8 @@ public struct NewImage: Sendable {
         guard let size else { throw DiskError(.invalidArgument, "a new image needs a size", image: path) }
         let driver = try driver(parentFormat: description?.format)
         let request = CreateRequest(
-            path: path, virtualSize: size, variant: variant, blockSize: blockSize, parent: description, comment: comment,
+            path: path, virtualSize: size, variant: variant, blockSize: blockSize, parent: description,
+            comment: comment,
             uuid: uuid, options: options)
         let finder = FileFinder(allowedFolders: allowedFolders)
         do throws(DiskError) {

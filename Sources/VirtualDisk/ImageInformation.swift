@@ -1,6 +1,6 @@
+internal import DiskFormats
 public import DiskImage
 public import DiskStorage
-internal import DiskFormats
 
 /// What is known of one image without reading its disk.
 public struct ImageInformation: Sendable {

@@ -11,7 +11,8 @@ class LayerDispatch: @unchecked Sendable {  // holds one constant reference to a
     static func make(_ backend: some ImageBackend) -> LayerDispatch { LayerDispatchOf(backend) }
 }
 
-private final class LayerDispatchOf<Backend: ImageBackend>: LayerDispatch, @unchecked Sendable {  // as its superclass
+// Sendable: as its superclass.
+private final class LayerDispatchOf<Backend: ImageBackend>: LayerDispatch, @unchecked Sendable {
     private let backend: Backend
     init(_ backend: Backend) { self.backend = backend }
 

@@ -7,7 +7,11 @@ final class ScratchPool: @unchecked Sendable {  // a buffer is either in the lis
     static let size = 256 << 10
     private let free = unsafe Locked<[UnsafeMutableRawPointer]>([])
 
-    deinit { unsafe free.withLock { unsafe $0.forEach { unsafe $0.deallocate() } } }
+    deinit {
+        unsafe free.withLock { list in
+            while let memory = unsafe list.popLast() { unsafe memory.deallocate() }
+        }
+    }
 
     /// Lends a buffer of ``size`` bytes.
     func withBuffer<R>(_ body: (IOBuffer) throws(DiskError) -> R) throws(DiskError) -> R {

@@ -46,13 +46,15 @@ struct CheckCommand: ParsableCommand {
 
     private func show(_ path: String, _ report: CheckReport) {
         for finding in report.findings {
-            print("\(finding.file): \(finding.severity.rawValue): \(finding.message)\(finding.isRepaired ? " (repaired)" : "")")
+            let mark = finding.isRepaired ? " (repaired)" : ""
+            print("\(finding.file): \(finding.severity.rawValue): \(finding.message)\(mark)")
         }
         let kept = report.findings.count
         let all = report.counts.values.reduce(0, +)
         if all > kept { print("… and \(all - kept) more") }
         let problems = report.remaining(.repairable) + report.remaining(.loss)
-        let blocks = report.totalBlocks > 0 ? "; \(report.allocatedBlocks) of \(report.totalBlocks) blocks allocated" : ""
+        let blocks =
+            report.totalBlocks > 0 ? "; \(report.allocatedBlocks) of \(report.totalBlocks) blocks allocated" : ""
         let summary: String
         if problems > 0 {
             summary = "\(problems) problems\(repair ? "" : "; 'vdimg check --repair' puts right what can be")"

@@ -24,11 +24,14 @@ struct CreateCommand: ParsableCommand {
     @Option(help: "The unit of allocation: bytes, or K, M.") var blockSize: ByteCount?
     @Option(help: "A comment to store in the image.") var comment: String?
     @Option(help: "The image's UUID; random if not given.") var uuid: String?
-    @Option(name: .customLong("option"), help: ArgumentHelp("What the format alone knows (repeatable).", valueName: "NAME=VALUE"))
+    @Option(
+        name: .customLong("option"),
+        help: ArgumentHelp("What the format alone knows (repeatable).", valueName: "NAME=VALUE"))
     var formatOptions: [String] = []
     @Option(
         name: .customLong("allow-dir"),
-        help: ArgumentHelp("The parent's own parents and extents may also come from DIR (repeatable).", valueName: "DIR"))
+        help: ArgumentHelp(
+            "The parent's own parents and extents may also come from DIR (repeatable).", valueName: "DIR"))
     var allowedFolders: [String] = []
     @Flag(help: "Say nothing on success.") var quiet = false
     @Argument(help: "The new image.") var path: String

@@ -7,7 +7,8 @@ import VirtualDisk
 struct InfoCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "info", abstract: "Show what an image is: format, sizes, identity, parent.",
-        discussion: "Works on images that are in use. With --chain the parents are found, opened and checked as for a mount.")
+        discussion:
+            "Works on images that are in use. With --chain the parents are found, opened and checked as for a mount.")
 
     @OptionGroup var image: ImageOptions
     @Flag(help: "Also show the parents, the newest image first.") var chain = false
@@ -33,7 +34,11 @@ struct InfoCommand: ParsableCommand {
         var rows = [
             ("image", image.path), ("format", image.format),
             ("virtual size", "\(humanSize(image.virtualSize)) (\(image.virtualSize) bytes)"),
-            ("disk usage", "\(humanSize(image.allocatedBytes)) of \(humanSize(image.fileLength)) in \(image.files.count) file\(image.files.count == 1 ? "" : "s")"),
+            (
+                "disk usage",
+                "\(humanSize(image.allocatedBytes)) of \(humanSize(image.fileLength)) in "
+                    + (image.files.count == 1 ? "1 file" : "\(image.files.count) files")
+            ),
         ]
         if image.blockSize > 0 { rows.append(("block size", humanSize(image.blockSize))) }
         if image.sectorSize != 512 { rows.append(("sector size", "\(image.sectorSize) bytes")) }

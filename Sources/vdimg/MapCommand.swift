@@ -14,12 +14,14 @@ struct MapCommand: ParsableCommand {
 
     func run() throws {
         try reportingErrors { () throws(DiskError) in
-            let disk = try Disk.open(path, options: DiskOptions(format: image.format, allowedFolders: image.allowedFolders))
+            let disk = try Disk.open(
+                path, options: DiskOptions(format: image.format, allowedFolders: image.allowedFolders))
             if json { return try showJSON(disk) }
             print(row("offset", "length", "layer", "where"))
             try disk.forEachExtent(offset: 0, length: disk.size) { extent in
                 let record = ExtentRecord(extent)
-                let place = record.file.map { $0 + (record.fileOffset.map { " at \($0)" } ?? ", compressed") } ?? record.kind
+                let place =
+                    record.file.map { $0 + (record.fileOffset.map { " at \($0)" } ?? ", compressed") } ?? record.kind
                 print(row(String(record.offset), String(record.length), record.layer.map(String.init) ?? "-", place))
                 return true
             }

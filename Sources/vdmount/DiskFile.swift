@@ -10,7 +10,8 @@ final class DiskFile: ExposedFile, @unchecked Sendable {  // a constant referenc
 
     /// `report` is told of each request that failed.
     init(
-        _ disk: Disk, mode: UInt32, owner: UInt32, group: UInt32, report: @escaping @Sendable (String, DiskError) -> Void
+        _ disk: Disk, mode: UInt32, owner: UInt32, group: UInt32,
+        report: @escaping @Sendable (String, DiskError) -> Void
     ) {
         self.disk = disk
         self.report = report

@@ -22,7 +22,7 @@ struct RunningMount {
         self.logger = logger
         let place: Mountpoint
         do throws(HostError) { place = try Mountpoint(path) } catch { throw MountFailure(text: "\(error)") }
-        place.warnings.forEach { Daemon.say("vdmount: \($0)") }
+        for warning in place.warnings { Daemon.say("vdmount: \(warning)") }
         do throws(DiskError) {
             disk = try Disk.open(image, options: Self.options(request))
         } catch {

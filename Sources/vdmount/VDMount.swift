@@ -42,7 +42,7 @@ struct VDMount: ParsableCommand {
     @Option(
         name: [.customShort("o")],
         help: ArgumentHelp(
-            "Options as mount(8) gives them: ro, rw, uid=, gid=, umask=, allow_other, and each long option by its name.",
+            "Options as mount(8) gives them: ro, rw, uid=, gid=, umask=, and each long option by its name.",
             valueName: "LIST"))
     var optionLists: [String] = []
 

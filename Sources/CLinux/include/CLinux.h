@@ -47,20 +47,38 @@ void clinux_futex_wait(const uint32_t *word, uint32_t expected);
 void clinux_futex_wake_all(const uint32_t *word);
 
 /* ---- atomics on memory that the Swift side owns as plain bytes ---- */
-static inline uint32_t clinux_load32_relaxed(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
-static inline uint64_t clinux_load64_relaxed(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED); }
-static inline uint8_t clinux_load8_relaxed(const void *p) { return __atomic_load_n((const uint8_t *)p, __ATOMIC_RELAXED); }
-static inline uint32_t clinux_load32_acquire(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_ACQUIRE); }
-static inline uint64_t clinux_load64_acquire(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE); }
+static inline uint32_t clinux_load32_relaxed(const void *p) {
+    return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED);
+}
+static inline uint64_t clinux_load64_relaxed(const void *p) {
+    return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED);
+}
+static inline uint8_t clinux_load8_relaxed(const void *p) {
+    return __atomic_load_n((const uint8_t *)p, __ATOMIC_RELAXED);
+}
+static inline uint32_t clinux_load32_acquire(const void *p) {
+    return __atomic_load_n((const uint32_t *)p, __ATOMIC_ACQUIRE);
+}
+static inline uint64_t clinux_load64_acquire(const void *p) {
+    return __atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE);
+}
 static inline void clinux_store32_relaxed(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELAXED); }
 static inline void clinux_store64_relaxed(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELAXED); }
 static inline void clinux_store8_relaxed(void *p, uint8_t v) { __atomic_store_n((uint8_t *)p, v, __ATOMIC_RELAXED); }
 static inline void clinux_store32_release(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELEASE); }
 static inline void clinux_store64_release(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELEASE); }
-static inline uint32_t clinux_fetch_add32(void *p, uint32_t v) { return __atomic_fetch_add((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
-static inline uint32_t clinux_fetch_sub32(void *p, uint32_t v) { return __atomic_fetch_sub((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
-static inline uint32_t clinux_fetch_or32(void *p, uint32_t v) { return __atomic_fetch_or((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
-static inline uint32_t clinux_fetch_and32(void *p, uint32_t v) { return __atomic_fetch_and((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t clinux_fetch_add32(void *p, uint32_t v) {
+    return __atomic_fetch_add((uint32_t *)p, v, __ATOMIC_ACQ_REL);
+}
+static inline uint32_t clinux_fetch_sub32(void *p, uint32_t v) {
+    return __atomic_fetch_sub((uint32_t *)p, v, __ATOMIC_ACQ_REL);
+}
+static inline uint32_t clinux_fetch_or32(void *p, uint32_t v) {
+    return __atomic_fetch_or((uint32_t *)p, v, __ATOMIC_ACQ_REL);
+}
+static inline uint32_t clinux_fetch_and32(void *p, uint32_t v) {
+    return __atomic_fetch_and((uint32_t *)p, v, __ATOMIC_ACQ_REL);
+}
 static inline bool clinux_compare_exchange32(void *p, uint32_t expected, uint32_t desired) {
     return __atomic_compare_exchange_n((uint32_t *)p, &expected, desired, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }

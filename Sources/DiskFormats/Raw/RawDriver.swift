@@ -43,7 +43,8 @@ struct RawDriver: ImageDriver {
             report.add(
                 .init(
                     .note, file: request.path,
-                    "its length, \(length) bytes, is not a multiple of 512: the last \(length % 512) bytes are not shown"))
+                    "its length, \(length) bytes, is no multiple of 512: the last \(length % 512) bytes are not shown"
+                ))
         }
         return report
     }

@@ -6,8 +6,8 @@ internal import DiskStorage
 final class VMDKCompressedGrains: Sendable {
     private let handle: StorageHandle
     private let grainSize: Int
-    /// Whether each grain is preceded by a marker with its sector and size (VMware Virtual Disk Format 5.0, "Stream-Optimized
-    /// Compressed Sparse Extents").
+    /// Whether each grain is preceded by a marker with its sector and size (VMware Virtual Disk Format 5.0,
+    /// "Stream-Optimized Compressed Sparse Extents").
     let hasMarkers: Bool
     private let recent: Locked<[(offset: UInt64, bytes: [UInt8])]>
     private let recentLimit: Int
@@ -49,7 +49,8 @@ final class VMDKCompressedGrains: Sendable {
             let size: UInt32 = try FieldReader(head).littleEndian(at: 8)
             guard size > 0, Int(size) <= count else {
                 throw DiskError(
-                    .invalidImage, "the marker of a grain says that it has \(size) bytes", image: storage.name, offset: offset)
+                    .invalidImage, "the marker of a grain says that it has \(size) bytes", image: storage.name,
+                    offset: offset)
             }
             dataOffset = try offset.adding(12)
             count = Int(size)

@@ -3,7 +3,7 @@ internal import DiskStorage
 /// Where the descriptor of an open image is kept, and what it says.
 struct VMDKDescriptorFile: Sendable {
     /// What it says.
-    private(set) var text: VMDKDescriptor
+    var text: VMDKDescriptor
     /// The file that holds it.
     let storage: any Storage
     /// Where in that file, in bytes.
@@ -13,13 +13,6 @@ struct VMDKDescriptorFile: Sendable {
 
     /// The most bytes of a descriptor that are read (`formats/vmdk`: VMware reads 20 sectors of an embedded one).
     static let limit = 2 << 20
-
-    init(text: VMDKDescriptor, storage: any Storage, offset: UInt64, room: Int?) {
-        self.text = text
-        self.storage = storage
-        self.offset = offset
-        self.room = room
-    }
 
     /// Writes a changed descriptor, durably. Only sectors that differ are written, so that a change of a few digits,
     /// which is all that opening for writing makes, is one write of one sector.

@@ -7,7 +7,8 @@ struct VMDKDriver: ImageDriver {
     let title = "VMware virtual disk"
     let fileExtensions = ["vmdk"]
     let capabilities: FormatCapabilities = [
-        .read, .write, .createFixed, .createDynamic, .createSplit, .differencing, .discard, .check, .compressed, .stream,
+        .read, .write, .createFixed, .createDynamic, .createSplit, .differencing, .discard, .check, .compressed,
+        .stream,
     ]
     var variants: [FormatVariant] { vmdkVariants }
 
@@ -25,7 +26,8 @@ struct VMDKDriver: ImageDriver {
     func check(_ request: OpenRequest, repair: Bool) throws(DiskError) -> CheckReport {
         let image = try VMDKOpener.open(
             OpenRequest(
-                storage: request.storage, path: request.path, mode: repair ? .readWrite : .readOnly, cache: request.cache,
+                storage: request.storage, path: request.path, mode: repair ? .readWrite : .readOnly,
+                cache: request.cache,
                 companions: request.companions, skipsConsistencyChecks: true))
         var report = CheckReport()
         for extent in image.extents where extent.map.kind == .sparse || extent.map.kind == .compressed {

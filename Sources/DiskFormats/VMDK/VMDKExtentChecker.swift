@@ -96,7 +96,8 @@ struct VMDKExtentChecker {
                     isRepaired: isFixed))
             let source = isPrimaryUsable ? primary : copy
             if isFixed { try addTable(source, number, toPrimary: !isPrimaryUsable, &run) }
-            try checkEntries(number, source, nil, UInt64(isPrimaryUsable ? primarySector : copySector ?? 0) * 512, nil, &run)
+            try checkEntries(
+                number, source, nil, UInt64(isPrimaryUsable ? primarySector : copySector ?? 0) * 512, nil, &run)
             return
         }
         if !isPrimaryUsable { swap(&primary, &copy) }
@@ -189,7 +190,9 @@ struct VMDKExtentChecker {
         }
         if !run.seen.insert(offset / tables.grainSize) {
             run.report.add(
-                .init(.loss, file: storage.name, "grain \(grain) shares its place in the file, byte \(offset), with another"))
+                .init(
+                    .loss, file: storage.name,
+                    "grain \(grain) shares its place in the file, byte \(offset), with another"))
         }
     }
 
@@ -214,7 +217,9 @@ struct VMDKExtentChecker {
     private func entries(at offset: UInt64, _ count: UInt64) throws(DiskError) -> [UInt32] {
         let bytes = try storage.bytes(at: offset, count: Int(count) * 4, for: .table, "a table")
         return unsafe bytes.withUnsafeBytes { memory in
-            (0..<Int(count)).map { unsafe UInt32(littleEndian: memory.loadUnaligned(fromByteOffset: $0 * 4, as: UInt32.self)) }
+            (0..<Int(count)).map {
+                unsafe UInt32(littleEndian: memory.loadUnaligned(fromByteOffset: $0 * 4, as: UInt32.self))
+            }
         }
     }
 
@@ -226,7 +231,9 @@ struct VMDKExtentChecker {
         let lost = (room - run.report.allocatedBlocks) * tables.grainSize
         if lost > 0 {
             run.report.add(
-                .init(.leak, file: storage.name, "\(lost) bytes of the file's length are not in use; 'vdimg compact' gives them back"))
+                .init(
+                    .leak, file: storage.name,
+                    "\(lost) bytes of the file's length are not in use; 'vdimg compact' gives them back"))
         }
     }
 }

@@ -151,7 +151,9 @@ struct VMDKGrainTables {
                 throw DiskError(.invalidImage, "a grain directory entry is 0x\(String(directoryEntry, radix: 16))")
             }
             let tableOffset = seTablesOffset &+ (directoryEntry & 0xffff_ffff) &* (8 << tableShift)
-            guard tableOffset &+ 8 << tableShift <= end.value else { throw outside("grain table", tableOffset) }
+            guard tableOffset &+ 8 << tableShift <= min(end.value, TableSet.offsetLimit) else {
+                throw outside("grain table", tableOffset)
+            }
             let inGrain = position & (grainSize &- 1)
             let run = min(length &- done, grainSize &- inGrain)
             let entry = try table.entry64(at: tableOffset &+ (inTable >> grainShift) &* 8)

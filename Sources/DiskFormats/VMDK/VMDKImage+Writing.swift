@@ -62,6 +62,12 @@ extension VMDKImage {
             let place = directory + (grain >> grains.tableShift) * 4
             var tableSector = try grains.table.entry32(at: place)
             if tableSector == 0 { tableSector = try addTable(at: place, grains, file) }
+            guard UInt64(tableSector) * 512 + 4 << grains.tableShift <= file.end.value else {
+                throw DiskError(
+                    .needsRepair,
+                    "a directory entry puts a grain table at sector \(tableSector), outside the file: "
+                        + "run 'vdimg check --repair' first", image: file.handle.storage.name, offset: place)
+            }
             let inTable = grain & (1 << grains.tableShift - 1)
             try store(sector, at: UInt64(tableSector) * 512 + inTable * 4, .entry, grains.table)
         }

@@ -116,8 +116,10 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
         {
             throw DiskError(
                 .brokenLink,
-                "was made over content \(hexadecimal(child.parentContentID)) of its parent, but \(name) now has content "
-                    + "\(hexadecimal(contentID)): the parent was changed after this snapshot was taken, or is another image")
+                "was made over content \(hexadecimal(child.parentContentID)) of its parent, but \(name) now has "
+                    + "content \(hexadecimal(contentID)): the parent was changed after this snapshot was taken, "
+                    + "or is another image"
+            )
         }
         if let uuid = child.parentModificationUUID, let other = found.modificationUUID, uuid != other {
             throw DiskError(

@@ -84,7 +84,8 @@ struct VMDKOpener {
             if length == 0 { continue }
             let end = try position.adding(length, "the disk's size")
             guard end <= UInt64(Int64.max) else { throw DiskError(.invalidImage, "the disk's size is out of range") }
-            let isOwn = !ownIsOpen && (ownHeader != nil || ownCOWDHeader != nil) && !line.type.isFlat && line.type != .zero
+            let isOwn =
+                !ownIsOpen && (ownHeader != nil || ownCOWDHeader != nil) && !line.type.isFlat && line.type != .zero
             if isOwn {
                 ownIsOpen = true
                 try openSparse(request.storage, request.path, line, length)
@@ -184,7 +185,7 @@ struct VMDKOpener {
         if request.isWritable, isCompressed {
             throw DiskError(
                 .unsupported,
-                "a streamOptimized image cannot be written in place: make a snapshot on it with 'vdimg create --parent', "
+                "a streamOptimized image cannot be written in place: make a snapshot with 'vdimg create --parent', "
                     + "and mount that")
         }
         let end = FileEndCell(fileLength)
@@ -204,6 +205,13 @@ struct VMDKOpener {
         if header.usesRedundantDirectory, !isRebuilt {
             tables.redundantDirectoryOffset = try header.redundantDirectorySector
                 .multiplied(by: 512, "the redundant grain directory's offset")
+            do throws(DiskError) {
+                try checkDirectory(tables, isCopy: true, length, fileLength, entrySize: 4)
+            } catch {
+                // Who only reads does without the copy.
+                guard !request.isWritable, !request.skipsConsistencyChecks else { throw error }
+                tables.redundantDirectoryOffset = 0
+            }
         }
         var map = VMDKExtentMap(
             kind: isCompressed ? .compressed : .sparse, start: position, length: length, storage: number)
@@ -283,18 +291,19 @@ struct VMDKOpener {
         }
     }
 
-    /// The whole grain directory must lie inside the file.
+    /// The whole grain directory (or its copy) must lie inside the file, and inside what the table cache reaches.
     private func checkDirectory(
-        _ tables: VMDKGrainTables, _ length: UInt64, _ fileLength: UInt64, entrySize: UInt64
+        _ tables: VMDKGrainTables, isCopy: Bool = false, _ length: UInt64, _ fileLength: UInt64, entrySize: UInt64
     ) throws(DiskError) {
+        let start = isCopy ? tables.redundantDirectoryOffset : tables.directoryOffset
         let count = length.dividedRoundingUp(by: tables.tableCoverage)
         let size = try count.multiplied(by: entrySize, "the grain directory's size")
-        let end = try tables.directoryOffset.adding(size, "the grain directory's end")
-        guard tables.directoryOffset >= 512, end <= fileLength else {
+        let end = try start.adding(size, "the grain directory's end")
+        guard start >= 512, end <= min(fileLength, TableSet.offsetLimit) else {
             throw DiskError(
                 .invalidImage,
-                "the file is cut short: the grain directory ends at byte \(end), the file at \(fileLength)",
-                offset: tables.directoryOffset)
+                "the file is cut short: the \(isCopy ? "redundant " : "")grain directory ends at byte \(end), "
+                    + "the file at \(fileLength)", offset: start)
         }
     }
 
@@ -308,7 +317,8 @@ struct VMDKOpener {
                 throw DiskError(
                     .needsRepair,
                     "extent \(index + 1) was not closed by its last writer and is damaged (\(first?.message ?? "")): "
-                        + "run 'vdimg check --repair \(request.path)' first", image: parts.storages[Int(extent.map.storage)].storage.name)
+                        + "run 'vdimg check --repair \(request.path)' first",
+                    image: parts.storages[Int(extent.map.storage)].storage.name)
             }
         }
     }

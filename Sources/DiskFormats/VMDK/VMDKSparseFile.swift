@@ -43,7 +43,8 @@ final class VMDKSparseFile: Sendable {
 
     // MARK: - Unclean mark
 
-    /// The header's byte or word that says that the file is not closed: VMware Virtual Disk Format 5.0, `uncleanShutdown`.
+    /// The header's byte or word that says that the file is not closed: VMware Virtual Disk Format 5.0,
+    /// `uncleanShutdown`.
     private var uncleanOffset: UInt64 { layout == .hosted ? 72 : 1648 }
 
     /// Sets the unclean mark, durably, before the first change of a mapping.

@@ -3,8 +3,8 @@ internal import DiskStorage
 
 /// The footer of a stream whose header could not know yet where the tables would lie, and what to do without one.
 ///
-/// VMware Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents": the file ends with a footer marker, the
-/// footer (a copy of the header with the real directory) and an end-of-stream marker, 512 bytes each.
+/// VMware Virtual Disk Format 5.0, "Stream-Optimized Compressed Sparse Extents": the file ends with a footer marker,
+/// the footer (a copy of the header with the real directory) and an end-of-stream marker, 512 bytes each.
 enum VMDKStreamFooter {
     /// How far before the end the footer is looked for: some tools pad the file with zeros.
     private static let searchLength: UInt64 = 1 << 20
@@ -31,8 +31,8 @@ enum VMDKStreamFooter {
         return nil
     }
 
-    /// Without a footer (the writer did not finish), the grains that are there are found by walking the markers; answers
-    /// tables in memory and where their directory lies there.
+    /// Without a footer (the writer did not finish), the grains that are there are found by walking the markers;
+    /// answers tables in memory and where their directory lies there.
     static func rebuildTables(
         _ storage: any Storage, _ header: VMDKSparseHeader, length: UInt64
     ) throws(DiskError) -> (tables: any Storage, directorySector: UInt64) {
