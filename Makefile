@@ -127,7 +127,8 @@ torture: deps
 .PHONY: tsan
 tsan: deps
 	TSAN_OPTIONS="halt_on_error=1 $${TSAN_OPTIONS:-}" SWIFT_BACKTRACE=enable=no \
-	$(SWIFT) test $(BUILD_FLAGS) --scratch-path .build/tsan --sanitize thread --skip MountTests
+	$(SWIFT) test $(BUILD_FLAGS) --scratch-path .build/tsan --sanitize thread \
+	    --skip MountTests --skip PowerCutTests --skip HostileVMDKTests
 
 ## fuzz: libFuzzer with the address sanitizer on the image parsers, FUZZ_SECONDS=300 long
 .PHONY: fuzz

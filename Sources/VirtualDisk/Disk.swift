@@ -169,7 +169,7 @@ public final class Disk: Sendable {
 @safe
 private final class WritingState: @unchecked Sendable {  // two words that are only accessed atomically
     private let words: UnsafeMutablePointer<UInt32>
-    private let beginning = Locked(())
+    private let beginning = Locked(false)
 
     init() {
         unsafe words = .allocate(capacity: 2)

@@ -22,7 +22,7 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
     private let maps: UnsafeMutableBufferPointer<VMDKExtentMap>
     private let cache: TableCache
     /// Held while a grain table is made.
-    let addingTable = Locked(())
+    let addingTable = Locked(false)
 
     init(_ opened: VMDKOpenedParts, _ request: OpenRequest) throws(DiskError) {
         extents = opened.extents
