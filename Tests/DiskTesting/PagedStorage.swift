@@ -31,6 +31,13 @@ public final class PagedStorage: Storage {
         }
     }
 
+    /// A copy of what another one holds now.
+    public init(copying other: PagedStorage, isWritable: Bool) {
+        name = other.name
+        traits = StorageTraits(isWritable: isWritable, canDiscard: isWritable)
+        state = Locked(State(pages: other.state.withLock { $0.pages }, length: other.length()))
+    }
+
     /// How many bytes of pages it keeps.
     public var keptBytes: Int { state.withLock { $0.pages.count * Self.pageSize } }
 

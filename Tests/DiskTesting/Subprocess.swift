@@ -39,10 +39,18 @@ public struct Subprocess: Sendable {
         for (descriptor, file) in [standardInput, output, errors].enumerated() {
             unsafe posix_spawn_file_actions_adddup2(&actions, file.descriptor, Int32(descriptor))
         }
+        // Dispatch blocks all signals in its threads, from which tests run; a program should get its own.
+        var attributes = posix_spawnattr_t()
+        unsafe posix_spawnattr_init(&attributes)
+        defer { unsafe posix_spawnattr_destroy(&attributes) }
+        var none = sigset_t()
+        unsafe sigemptyset(&none)
+        unsafe posix_spawnattr_setsigmask(&attributes, &none)
+        unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
         var arguments = unsafe command.map { unsafe strdup($0) } + [nil]
         defer { for index in unsafe arguments.indices { unsafe free(arguments[index]) } }
         var pid: pid_t = 0
-        let result = unsafe posix_spawnp(&pid, command[0], &actions, nil, &arguments, environ)
+        let result = unsafe posix_spawnp(&pid, command[0], &actions, &attributes, &arguments, environ)
         guard result == 0 else { throw .system(result, "run \(command[0])") }
         return Subprocess(pid: pid, output: output, errors: errors)
     }

@@ -30,6 +30,9 @@ struct VMDKDriver: ImageDriver {
                 cache: request.cache,
                 companions: request.companions, skipsConsistencyChecks: true))
         var report = CheckReport()
+        for extent in image.extents where extent.map.kind == .seSparse {
+            report.merge(VMDKTranslationCheck.run(extent, file: image.storages[Int(extent.map.storage)].storage.name))
+        }
         for extent in image.extents where extent.map.kind == .sparse || extent.map.kind == .compressed {
             let storage = image.storages[Int(extent.map.storage)].storage
             let canRepair = repair && extent.writer != nil

@@ -19,7 +19,7 @@ final class VMDKSparseFile: Sendable {
 
     /// Where grains may go.
     private struct Space {
-        /// Grains that were given up, usable now.
+        /// Grains that were given up, usable now; the lowest last.
         var free: [(offset: UInt64, isZero: Bool)] = []
         /// Grains that were given up since the last flush began: their old entries may still be on the disk.
         var givenUp: [UInt64] = []
@@ -71,7 +71,17 @@ final class VMDKSparseFile: Sendable {
     /// Space for up to `count` grains in one piece; answers how many, where, and whether it reads as zeros.
     func takeGrains(_ count: UInt64) throws(DiskError) -> (offset: UInt64, count: UInt64, isZero: Bool) {
         try space.withLock { (space) throws(DiskError) in
-            if count == 1, let grain = space.free.popLast() { return (grain.offset, 1, grain.isZero) }
+            if let first = space.free.popLast() {
+                // As many neighbours as are free; the list is in descending order.
+                var found: UInt64 = 1
+                while found < count, let next = space.free.last, next.isZero == first.isZero,
+                    next.offset == first.offset + found * grainSize
+                {
+                    space.free.removeLast()
+                    found += 1
+                }
+                return (first.offset, found, first.isZero)
+            }
             let start = try room(for: grainSize, alignment: grainSize)
             let fitting = min(count, (Self.limit - start) / grainSize)
             end.value = start + fitting * grainSize
@@ -141,6 +151,7 @@ final class VMDKSparseFile: Sendable {
         space.withLock { space in
             if succeeded {
                 space.free.append(contentsOf: givenUp.map { ($0, true) })
+                space.free.sort { $0.offset > $1.offset }
             } else {
                 space.givenUp.append(contentsOf: givenUp)
             }

@@ -1,0 +1,164 @@
+import DiskTesting
+import Glibc
+import Testing
+
+/// Options, messages and exit statuses.
+extension MountTests {
+    @Suite struct CommandLineTests {
+        @Test func exitStatuses() throws {
+            try Stage.use { stage in
+                for program in [Programs.vdmount, Programs.vdumount, Programs.vdimg] {
+                    for option in ["--help", "-h", "--version"] {
+                        let result = try attempt(program, option)
+                        #expect(result.status == 0 && !result.output.isEmpty && result.errors.isEmpty)
+                    }
+                    #expect(try attempt(program, "--no-such-option").status == 64)
+                }
+                let folder = try stage.makeFolder("disk")
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                #expect(try attempt(Programs.vdmount).status == 64)
+                #expect(try attempt(Programs.vdmount, image).status == 64)
+                #expect(try attempt(Programs.vdumount).status == 64)
+                #expect(try attempt(Programs.vdmount, "--lanes", "0", image, folder).status == 64)
+                #expect(try attempt(Programs.vdmount, "--log-level", "loud", image, folder).status == 64)
+                #expect(try attempt(Programs.vdimg, "create", stage.file("x.vmdk")).status == 64)
+                let missing = stage.file("missing.vmdk")
+                expectRefused(try attempt(Programs.vdmount, missing, folder), missing, "no such file")
+                for command in ["info", "map", "check"] {
+                    expectRefused(try attempt(Programs.vdimg, command, missing), missing, "no such file")
+                }
+                expectRefused(try attempt(Programs.vdmount, folder, folder), folder)
+                expectRefused(try attempt(Programs.vdmount, "/dev/null", folder), "/dev/null")
+                expectRefused(try attempt(Programs.vdmount, "--format", "vhdy", image, folder), "vhdy")
+                #expect(stage.mounts().isEmpty)
+            }
+        }
+
+        @Test func listOfOptions() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                func status(_ options: String) throws -> FileStatus {
+                    let disk = try stage.mount(image, "-o", options)
+                    defer { _ = try? disk.unmount() }
+                    return try FileStatus(disk.file)
+                }
+                #expect(try status("ro").mode == 0o400)
+                #expect(try status("rw").mode == 0o600)
+                #expect(try status("rw,ro").mode == 0o400)
+                #expect(try status("rw,noatime,nofail,noauto,_netdev,x-systemd.automount,x-foo,allow_other").mode == 0o600)
+                let other = try status("ro,uid=65534,gid=7,umask=027")
+                #expect(other.mode == 0o440 && other.owner == 65534 && other.group == 7)
+                #expect(try status("rw,umask=0").mode == 0o666)
+                #expect(try status("format=vmdk,allow-dir=/tmp,log-level=debug,table-cache=1M,lanes=2").size == 1 << 20)
+                let folder = try stage.makeFolder("refused")
+                for options in ["ro,no-such", "uid=me", "umask=9", "format=", "allow-dir", "lanes=x", "table-cache=many"] {
+                    let result = try attempt(Programs.vdmount, "-o", options, image, folder)
+                    expectRefused(result, status: 64, options.split(separator: ",").last.map(String.init)?.split(separator: "=").first.map(String.init) ?? "")
+                }
+                #expect(stage.mounts().isEmpty)
+            }
+        }
+
+        /// Another user may read what the options let him.
+        @Test func otherUsers() throws {
+            try Stage.use { stage in
+                try tool("chmod", "755", stage.path)
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                func read(_ options: String...) throws -> Int32 {
+                    let disk = try stage.mount(image, "-o", options.joined(separator: ","))
+                    defer { _ = try? disk.unmount() }
+                    let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+                    return try attempt(user + ["cmp", "-n", "4096", disk.file, "/dev/zero"]).status
+                }
+                #expect(try read("ro") != 0)
+                #expect(try read("ro", "uid=65534") == 0)
+                #expect(try read("ro", "umask=022") == 0)
+                #expect(try read("ro", "umask=027") != 0)
+                #expect(try read("ro", "umask=027", "gid=65534") == 0)
+            }
+        }
+
+        /// As fstab does it: mount(8) with the type fuse.vdmount.
+        @Test func mountCommand() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                let folder = try stage.makeFolder("disk")
+                let path = unsafe getenv("PATH").map { unsafe String(cString: $0) } ?? ""
+                let mount = ["env", "PATH=\(Programs.folder):\(path)", "mount", "-t", "fuse.vdmount"]
+                try tool(mount + ["-o", "ro,nofail,x-systemd.requires=nothing,umask=022", image, folder])
+                var disk = try MountedDisk(at: folder)
+                #expect(try FileStatus(disk.file).mode == 0o444)
+                try tool("umount", folder)
+                expectEventually { !isRunning(disk.pid) }
+                try tool(mount + [image, folder])
+                disk = try MountedDisk(at: folder)
+                #expect(try FileStatus(disk.file).mode == 0o600)
+                try qemuIO(disk.file, format: "raw", "write -P 1 0 64k")
+                try tool("umount", folder)
+                expectEventually { !isRunning(disk.pid) }
+                try qemuIO(image, "read -P 1 0 64k")
+                #expect(try attempt(mount + ["-o", "no-such", image, folder]).status != 0)
+                #expect(try attempt(mount + [stage.file("missing"), folder]).status != 0)
+                #expect(stage.mounts().isEmpty)
+            }
+        }
+
+        @Test func formatByName() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 8 << 20)
+                var disk = try stage.mount(image, "--format", "raw")
+                let size = try FileStatus(image).size
+                #expect(try FileStatus(disk.file).size == size)
+                try expectSameBytes(disk.file, image)
+                try disk.unmount()
+                disk = try stage.mount(image, "-o", "format=raw")
+                #expect(try FileStatus(disk.file).size == size)
+                try disk.unmount()
+
+                let raw = try stage.makeRaw("disk.img", size: 1 << 20)
+                let folder = try stage.makeFolder("folder")
+                expectRefused(try attempt(Programs.vdmount, "--rw", raw, folder), raw, "--format raw")
+                expectRefused(try attempt(Programs.vdmount, "--format", "vmdk", raw, folder), raw)
+                disk = try stage.mount(raw, "--rw", "--format", "raw")
+                try qemuIO(disk.file, format: "raw", "write -P 4 1000 5000")
+                try disk.unmount()
+                try qemuIO(raw, format: "raw", "read -P 0 0 1000", "read -P 4 1000 5000")
+            }
+        }
+
+        /// A failure in the foreground is told on standard error as well; the log of the background goes to a file.
+        @Test func messagesAndLog() throws {
+            try Stage.use { stage in
+                let folder = try stage.makeFolder("disk")
+                expectRefused(try attempt(Programs.vdmount, "-f", stage.file("missing.vmdk"), folder), "no such file")
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                let log = stage.file("log")
+                let disk = try stage.mount(image, "--log-file", log, "--log-level", "info")
+                expectEventually { contents(of: log).contains(image) }
+                try disk.unmount()
+                let nowhere = try attempt(Programs.vdmount, "--log-file", "/nowhere/log", image, folder)
+                expectRefused(nowhere, "/nowhere/log")
+            }
+        }
+
+        /// What the image tool says is for programs too.
+        @Test func imageTool() throws {
+            try Stage.use { stage in
+                let base = try stage.makeImage("base.vmdk", size: 8 << 20)
+                try qemuIO(base, "write -P 1 1M 1M")
+                let child = stage.file("child.vmdk")
+                try vdimg("create", "--quiet", "--parent", base, child)
+                for words in [["info", "--chain", "--json", child], ["map", "--json", child], ["check", "--json", child], ["formats", "--json"]] {
+                    let text = try tool([Programs.vdimg] + words)
+                    let result = try Subprocess.run(["python3", "-m", "json.tool"], input: Array(text.utf8))
+                    #expect(result.status == 0, "\(words): \(text)")
+                }
+                #expect(try vdimg("map", child).contains(base))
+                expectRefused(try attempt(Programs.vdimg, "create", "--size", "1M", base), base, "exists")
+                #expect(try FileStatus(base).size > 1 << 20)
+                expectRefused(try attempt(Programs.vdimg, "create", "--variant", "round", "--size", "1M", stage.file("x.vmdk")), "round")
+                #expect(throws: SystemFailure(ENOENT)) { try FileStatus(stage.file("x.vmdk")) }
+            }
+        }
+    }
+}

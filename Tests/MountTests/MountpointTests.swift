@@ -1,0 +1,248 @@
+import DiskTesting
+import Glibc
+import Testing
+
+/// Where disks are mounted, and how mounts end.
+extension MountTests {
+    @Suite struct MountpointTests {
+        private func image(_ stage: Stage) throws -> String {
+            let image = try stage.makeImage("disk.vmdk", size: 4 << 20)
+            try qemuIO(image, "write -P 7 0 4M")
+            return image
+        }
+
+        /// Checks that nothing of a writable mount is left: no mount, no daemon, no mark in the image, no lock.
+        private func expectEnded(_ stage: Stage, _ disk: MountedDisk, _ image: String) throws {
+            #expect(stage.mounts().isEmpty)
+            expectEventually { !isRunning(disk.pid) }
+            #expect(try attempt(Programs.vdimg, "check", image).status == 0)
+            try qemuIO(image, "write -P 1 0 512")
+        }
+
+        @Test func folder() throws {
+            try Stage.use { stage in
+                let disk = try stage.mount(image(stage))
+                #expect(try tool("ls", disk.mountpoint) == "disk.raw\n")
+                #expect(try FileStatus(disk.mountpoint).mode == 0o500)
+                let info = try tool("findmnt", "--noheadings", "--output", "FSTYPE,SOURCE,OPTIONS", disk.mountpoint)
+                #expect(info.contains("fuse.vdmount") && info.contains(stage.file("disk.vmdk")) && info.contains("ro,"))
+                let space = try tool("stat", "--file-system", "-c", "%b %S", disk.mountpoint).split(separator: " ")
+                let blocks = space.compactMap { Int($0.prefix { $0 != "\n" }) }
+                #expect(blocks.count == 2 && blocks[0] * blocks[1] == 4 << 20)
+                try disk.unmount()
+                #expect(try tool("ls", disk.mountpoint) == "")
+            }
+        }
+
+        @Test(arguments: [false, true]) func regularFile(writable: Bool) throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                try writeFile(stage.file("place"), "what was here before")
+                let options = writable ? ["--rw"] : []
+                let disk = try stage.mount(image, at: stage.file("place"), options: options)
+                #expect(disk.file == stage.file("place"))
+                #expect(try FileStatus(disk.file).size == 4 << 20)
+                #expect(try FileStatus(disk.file).mode == (writable ? 0o600 : 0o400))
+                try qemuIO(disk.file, format: "raw", readOnly: true, "read -P 7 0 4M")
+                if writable { try qemuIO(disk.file, format: "raw", "write -P 8 1M 1M") }
+                let device = try stage.attach(disk.file, writable ? "--direct-io=off" : "--read-only")
+                try tool("cmp", device, disk.file)
+                try stage.detach(device)
+                try disk.unmount()
+                #expect(contents(of: stage.file("place")) == "what was here before")
+                if writable { try qemuIO(image, "read -P 7 0 1M", "read -P 8 1M 1M", "read -P 7 2M 2M") }
+            }
+        }
+
+        /// The disk in the place of its own image, as QEMU's exports can be.
+        @Test func overTheImageItself() throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let disk = try stage.mount(image, at: image, options: ["--rw"])
+                #expect(try FileStatus(image).size == 4 << 20)
+                try qemuIO(image, format: "raw", "read -P 7 0 4M", "write -P 8 1M 1M")
+                try disk.unmount()
+                try qemuIO(image, "read -P 7 0 1M", "read -P 8 1M 1M", "read -P 7 2M 2M")
+            }
+        }
+
+        /// Names with blanks and other letters, links, relative paths.
+        @Test func oddNames() throws {
+            try Stage.use { stage in
+                let odd = "a b\\c,d=\"é\" 中"
+                let folder = try stage.makeFolder(odd)
+                let base = try stage.makeImage("\(odd)/base.vmdk", size: 4 << 20)
+                try qemuIO(base, "write -P 7 0 4M")
+                let place = try stage.makeFolder("\(odd)/disk")
+                var disk = try stage.mount(base, at: place)
+                try qemuIO(disk.file, format: "raw", readOnly: true, "read -P 7 0 4M")
+                try disk.unmount()
+
+                try tool("env", "-C", folder, Programs.vdmount, "base.vmdk", "disk/")
+                try qemuIO("\(place)/disk.raw", format: "raw", readOnly: true, "read -P 7 0 4M")
+                try tool("env", "-C", folder, Programs.vdumount, "disk/")
+
+                try tool("ln", "-s", place, stage.file("link"))
+                try tool("ln", "-s", base, stage.file("image-link"))
+                try tool(Programs.vdmount, stage.file("image-link"), stage.file("link"))
+                try qemuIO("\(place)/disk.raw", format: "raw", readOnly: true, "read -P 7 0 4M")
+                disk = try MountedDisk(at: stage.file("link"))
+                try disk.unmount()
+                #expect(stage.mounts().isEmpty)
+            }
+        }
+
+        @Test func placesThatCannotBe() throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let missing = stage.file("missing")
+                expectRefused(try attempt(Programs.vdmount, image, missing), missing, "mkdir")
+                expectRefused(try attempt(Programs.vdmount, image, "/dev/null"), "/dev/null", "neither a folder nor a regular file")
+                let disk = try stage.mount(image)
+                let again = try attempt(Programs.vdmount, image, disk.mountpoint)
+                expectRefused(again, disk.mountpoint, "mounted here already", "vdumount \(disk.mountpoint)")
+                try disk.unmount()
+                let unmounted = try attempt(Programs.vdumount, disk.mountpoint)
+                expectRefused(unmounted, disk.mountpoint, "not mounted")
+                expectRefused(try attempt(Programs.vdumount, missing), missing)
+                expectRefused(try attempt(Programs.vdumount, "/proc"), "/proc", "not of vdmount")
+            }
+        }
+
+        @Test(arguments: [SIGINT, SIGTERM]) func foreground(_ signal: Int32) throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let folder = try stage.makeFolder("disk")
+                let program = try stage.start(Programs.vdmount, "--rw", "-f", image, folder)
+                expectEventually { (try? FileStatus("\(folder)/disk.raw")) != nil }
+                let disk = try MountedDisk(at: folder)
+                #expect(disk.pid == program.pid)
+                try qemuIO(disk.file, format: "raw", "write -P 9 1M 1M")
+                let result = try program.end(signal)
+                #expect(result.status == 0, "\(result.errorText)")
+                try expectEnded(stage, disk, image)
+                try qemuIO(image, "read -P 9 1M 1M")
+            }
+        }
+
+        /// In the background, and while the disk is in use: served until its last user is gone.
+        @Test func signalToBusyDaemon() throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let disk = try stage.mount(image, "--rw")
+                try OpenedFile.with(disk.file, O_RDWR) { file in
+                    kill(disk.pid, SIGTERM)
+                    expectEventually { stage.mounts().isEmpty }
+                    #expect(try file.write([UInt8](repeating: 3, count: 4096), at: 8192) == 4096)
+                    try file.sync()
+                    #expect(isRunning(disk.pid))
+                }
+                expectEventually { !isRunning(disk.pid) }
+                try expectEnded(stage, disk, image)
+                try qemuIO(image, "read -P 3 8192 4096")
+            }
+        }
+
+        /// The second signal ends at once, cleanly for the image.
+        @Test func secondSignalEndsAtOnce() throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let disk = try stage.mount(image, "--rw")
+                try OpenedFile.with(disk.file, O_RDWR) { file in
+                    _ = try file.write([UInt8](repeating: 3, count: 4096), at: 8192)
+                    kill(disk.pid, SIGTERM)
+                    expectEventually { stage.mounts().isEmpty }
+                    kill(disk.pid, SIGTERM)
+                    expectEventually { !isRunning(disk.pid) }
+                    #expect(throws: SystemFailure(ENOTCONN)) { try file.write([1], at: 0) }
+                }
+                try expectEnded(stage, disk, image)
+                try qemuIO(image, "read -P 3 8192 4096")
+            }
+        }
+
+        @Test(arguments: [["umount"], ["fusermount3", "-u"], ["umount", "--lazy"]])
+        func otherWaysToUnmount(_ command: [String]) throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let disk = try stage.mount(image, "--rw")
+                try OpenedFile.with(disk.file, O_RDWR) { file in
+                    _ = try file.write([UInt8](repeating: 3, count: 65536), at: 8192)
+                }
+                try tool(command + [disk.mountpoint])
+                // Whoever wants to wait for the close can: vdumount does, or says that all is done.
+                let waited = try attempt(Programs.vdumount, disk.mountpoint)
+                if waited.status != 0 { expectRefused(waited, "not mounted") }
+                #expect(try OpenedFile.with(image) { try $0.read(at: 72, count: 1) } == [0], "the unclean mark")
+                try expectEnded(stage, disk, image)
+                try qemuIO(image, "read -P 3 8192 65536")
+            }
+        }
+
+        @Test func busyWithLoopDevice() throws {
+            try Stage.use { stage in
+                let disk = try stage.mount(image(stage), "--rw")
+                let device = try stage.attach(disk.file)
+                expectRefused(
+                    try attempt(Programs.vdumount, disk.mountpoint), disk.mountpoint, device, "losetup --detach \(device)")
+                try tool("mkfs.ext4", "-q", "-F", device)
+                let folder = try stage.mountFileSystem(device)
+                expectRefused(try attempt(Programs.vdumount, disk.mountpoint), device, "mounted at \(folder)")
+                try stage.unmountFileSystem(folder)
+                try stage.detach(device)
+                try disk.unmount()
+            }
+        }
+
+        @Test func busyWithProcess() throws {
+            try Stage.use { stage in
+                let disk = try stage.mount(image(stage))
+                let user = try stage.start("sh", "-c", "exec sleep 60 < '\(disk.file)'")
+                expectEventually { contents(of: "/proc/\(user.pid)/comm") == "sleep\n" }
+                let refused = try attempt(Programs.vdumount, disk.mountpoint)
+                expectRefused(refused, disk.mountpoint, "process \(user.pid) (sleep)")
+                try user.end(SIGKILL)
+                try disk.unmount()
+            }
+        }
+
+        @Test func severalAtOnce() throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let disks = try (0..<4).map { _ in try stage.mount(image) }
+                try tool([Programs.vdumount] + disks.map(\.mountpoint))
+                #expect(stage.mounts().isEmpty)
+            }
+        }
+
+        /// A user who is not root, through fusermount3.
+        @Test func ordinaryUser() throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let folder = try stage.makeFolder("disk")
+                try tool("chown", "-R", "65534:65534", stage.path)
+                // The capability: the programs and the Swift runtime may lie where that user cannot go.
+                let user = [
+                    "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search",
+                    "--ambient-caps=+dac_read_search",
+                ]
+                let result = try attempt(user + [Programs.vdmount, "--rw", image, folder])
+                #expect(result.status == 0, "\(result.errorText)")
+                let isOpen = contents(of: "/etc/fuse.conf").split(separator: "\n").contains("user_allow_other")
+                if isOpen {
+                    #expect(result.errorText.isEmpty)
+                    try qemuIO("\(folder)/disk.raw", format: "raw", "read -P 7 0 4M")
+                } else {
+                    #expect(result.errorText.contains("user_allow_other") && result.errorText.contains("/etc/fuse.conf"))
+                    #expect(result.errorText.filter { $0 == "\n" }.count == 1)
+                }
+                let status = try tool(user + ["stat", "-c", "%s %a %u %g", "\(folder)/disk.raw"])
+                #expect(status == "\(4 << 20) 600 65534 65534\n")
+                try tool(user + ["qemu-io", "-f", "raw", "-c", "read -P 7 0 4M", "-c", "write -P 1 0 1M", "\(folder)/disk.raw"])
+                try tool(user + [Programs.vdumount, folder])
+                #expect(stage.mounts().isEmpty)
+                try qemuIO(image, "read -P 1 0 1M", "read -P 7 1M 3M")
+            }
+        }
+    }
+}
