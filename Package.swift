@@ -56,9 +56,12 @@ let package = Package(
             name: "DiskTesting", dependencies: ["VirtualDisk", "DiskFormats", "DiskImage", "DiskStorage"],
             path: "Tests/DiskTesting", swiftSettings: strict),
         .testTarget(name: "DiskStorageTests", dependencies: ["DiskStorage", "DiskTesting"], swiftSettings: strict),
-        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "DiskTesting"], swiftSettings: strict),
+        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "DiskStorage", "DiskTesting"], swiftSettings: strict),
         .testTarget(name: "DiskFormatsTests", dependencies: ["DiskFormats", "DiskTesting"], swiftSettings: strict),
-        .testTarget(name: "VirtualDiskTests", dependencies: ["VirtualDisk", "DiskTesting"], swiftSettings: strict),
+        .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
+        .testTarget(
+            name: "VirtualDiskTests", dependencies: ["VirtualDisk", "DiskTesting", "CAllocationCounter"],
+            swiftSettings: strict),
         .testTarget(name: "MountTests", dependencies: ["DiskTesting"], swiftSettings: strict),
     ]
 )

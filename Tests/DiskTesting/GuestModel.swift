@@ -13,6 +13,8 @@ public struct GuestModel: Sendable {
         /// The stamp, or 0 for zeros.
         let stamp: UInt32
         let isFlush: Bool
+        /// Whether the guest was told that it failed: then it may have happened or not, in parts.
+        var hasFailed = false
     }
 
     private var changes: [Change] = []
@@ -43,6 +45,9 @@ public struct GuestModel: Sendable {
         changes.append(Change(event: event, sectors: 0..<0, stamp: 0, isFlush: true))
     }
 
+    /// The last write or discard failed.
+    public mutating func lastChangeFailed() { changes[changes.count - 1].hasFailed = true }
+
     /// The content of a sector.
     public static func sector(_ number: Int, stamp: UInt32) -> [UInt8] {
         guard stamp != 0 else { return [UInt8](repeating: 0, count: sectorSize) }
@@ -59,7 +64,7 @@ public struct GuestModel: Sendable {
         let lastFlush = happened.lastIndex { $0.isFlush } ?? -1
         for (index, change) in happened.enumerated() where !change.isFlush {
             for sector in change.sectors {
-                if index < lastFlush { result[sector] = [change.stamp] } else { result[sector].append(change.stamp) }
+                if index < lastFlush, !change.hasFailed { result[sector] = [change.stamp] } else { result[sector].append(change.stamp) }
             }
         }
         return result

@@ -78,27 +78,31 @@ extension MountTests {
             }
         }
 
-        /// As fstab does it: mount(8) with the type fuse.vdmount.
+        /// As fstab does it, but for the type: mount(8) looks for the program of fuse.vdmount in system folders alone.
         @Test func mountCommand() throws {
             try Stage.use { stage in
                 let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
                 let folder = try stage.makeFolder("disk")
-                let path = unsafe getenv("PATH").map { unsafe String(cString: $0) } ?? ""
-                let mount = ["env", "PATH=\(Programs.folder):\(path)", "mount", "-t", "fuse.vdmount"]
-                try tool(mount + ["-o", "ro,nofail,x-systemd.requires=nothing,umask=022", image, folder])
+                func mount(_ image: String, _ options: String...) throws -> Subprocess.Result {
+                    try attempt(["mount", "-t", "fuse"] + options + ["\(Programs.vdmount)#\(image)", folder])
+                }
+                var result = try mount(image, "-o", "ro,nofail,x-systemd.requires=nothing,umask=022")
+                #expect(result.status == 0, "\(result.errorText)")
                 var disk = try MountedDisk(at: folder)
                 #expect(try FileStatus(disk.file).mode == 0o444)
                 try tool("umount", folder)
                 expectEventually { !isRunning(disk.pid) }
-                try tool(mount + [image, folder])
+                // Without a word, mount(8) means read-write.
+                result = try mount(image)
+                #expect(result.status == 0, "\(result.errorText)")
                 disk = try MountedDisk(at: folder)
                 #expect(try FileStatus(disk.file).mode == 0o600)
                 try qemuIO(disk.file, format: "raw", "write -P 1 0 64k")
                 try tool("umount", folder)
                 expectEventually { !isRunning(disk.pid) }
                 try qemuIO(image, "read -P 1 0 64k")
-                #expect(try attempt(mount + ["-o", "no-such", image, folder]).status != 0)
-                #expect(try attempt(mount + [stage.file("missing"), folder]).status != 0)
+                #expect(try mount(image, "-o", "no-such").status != 0)
+                #expect(try mount(stage.file("missing")).status != 0)
                 #expect(stage.mounts().isEmpty)
             }
         }

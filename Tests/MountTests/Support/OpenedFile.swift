@@ -93,13 +93,30 @@ final class OpenedFile: Sendable {
         }
     }
 
-    /// mmap(2), MAP_SHARED
-    func mapped<R>(at offset: Int, count: Int, writable: Bool, _ body: (UnsafeMutableRawBufferPointer) throws -> R) throws -> R {
+    /// mmap(2), MAP_SHARED, for as long as `body` runs.
+    func mapped(at offset: Int, count: Int, writable: Bool, _ body: (MappedMemory) throws -> Void) throws {
         let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
         guard let start = unsafe mmap(nil, count, protection, MAP_SHARED, descriptor, offset), unsafe start != MAP_FAILED
         else { throw SystemFailure(errno) }
         defer { unsafe munmap(start, count) }
-        return try unsafe body(UnsafeMutableRawBufferPointer(start: start, count: count))
+        unsafe try body(MappedMemory(bytes: UnsafeMutableRawBufferPointer(start: start, count: count)))
+    }
+}
+
+/// A file in memory; valid in the call that hands it out.
+@safe
+struct MappedMemory {
+    fileprivate let bytes: UnsafeMutableRawBufferPointer
+
+    subscript(index: Int) -> UInt8 {
+        get {
+            unsafe precondition(index < bytes.count)
+            return unsafe bytes[index]
+        }
+        nonmutating set {
+            unsafe precondition(index < bytes.count)
+            unsafe bytes[index] = newValue
+        }
     }
 }
 

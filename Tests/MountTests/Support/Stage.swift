@@ -48,10 +48,15 @@ final class Stage {
 
     // MARK: - Disks
 
+    /// Makes a folder to mount at.
+    func makeMountpoint() throws -> String {
+        mountCount += 1
+        return try makeFolder("disk\(mountCount)")
+    }
+
     /// Mounts an image in a new folder.
     func mount(_ image: String, _ options: String...) throws -> MountedDisk {
-        mountCount += 1
-        return try mount(image, at: makeFolder("disk\(mountCount)"), options: options)
+        try mount(image, at: makeMountpoint(), options: options)
     }
 
     /// Mounts an image at a folder or a file.
