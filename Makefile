@@ -137,9 +137,10 @@ FUZZ_CORPUS  ?= .build/fuzz-corpus
 fuzz: deps
 	@if [ ! -f Tests/Fuzz/Package.swift ]; then echo "make fuzz: Tests/Fuzz/Package.swift is missing." >&2; exit 1; fi
 	$(SWIFT) build --package-path Tests/Fuzz --scratch-path .build/fuzz -c release \
-	    --sanitize fuzzer --sanitize address -Xswiftc -parse-as-library --product fuzz
-	mkdir -p $(FUZZ_CORPUS)
-	SWIFT_BACKTRACE=enable=no .build/fuzz/release/fuzz -max_total_time=$(FUZZ_SECONDS) -malloc_limit_mb=64 -timeout=10 \
+	    --sanitize fuzzer --sanitize address -Xswiftc -parse-as-library \
+	    -Xswiftc -sanitize-coverage=edge,inline-8bit-counters,pc-table,trace-cmp --product fuzz
+	python3 Tests/Fuzz/seeds.py $(FUZZ_CORPUS)
+	SWIFT_BACKTRACE=enable=no .build/fuzz/release/fuzz -max_total_time=$(FUZZ_SECONDS) -malloc_limit_mb=64 -timeout=10 -max_len=600000 \
 	    -artifact_prefix=$(FUZZ_CORPUS)/ $(FUZZ_ARGS) $(FUZZ_CORPUS)
 
 ## bench: speed and memory beside a bare pass-through and qemu-storage-daemon; BENCH_ARGS="--quick" and others

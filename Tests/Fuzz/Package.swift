@@ -1,0 +1,12 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// A package of its own, so that nothing but `make fuzz` builds with libFuzzer.
+let package = Package(
+    name: "vdmount-fuzz",
+    dependencies: [.package(name: "vdmount", path: "../..")],
+    targets: [
+        .executableTarget(
+            name: "fuzz", dependencies: [.product(name: "VirtualDisk", package: "vdmount")])
+    ]
+)

@@ -1,0 +1,114 @@
+import DiskImage
+import DiskStorage
+import Glibc
+import VirtualDisk
+
+/// What libFuzzer calls with every input.
+///
+/// The first byte says how the image is used, the next four how many bytes of the rest are the image; what is left is
+/// a second file, `b.vmdk`, which the image may name as an extent or a parent. Whatever the bytes are, the library
+/// must end each call with a result or a `DiskError`.
+@_cdecl("LLVMFuzzerTestOneInput")
+public func fuzzOneInput(_ data: UnsafePointer<UInt8>, _ count: Int) -> CInt {
+    let input = [UInt8](UnsafeBufferPointer(start: data, count: count))
+    guard input.count > 5 else { return 0 }
+    let split = input[1..<5].reversed().reduce(0) { $0 << 8 | Int($1) }
+    let rest = input.dropFirst(5)
+    Trial(how: input[0], image: Array(rest.prefix(split)), other: Array(rest.dropFirst(split))).run()
+    return 0
+}
+
+/// One input.
+struct Trial {
+    let how: UInt8
+    let image: [UInt8]
+    let other: [UInt8]
+
+    private static let folder: String = {
+        var template = Array("/dev/shm/vdmount-fuzz-XXXXXX".utf8CString)
+        mkdtemp(&template)
+        let folder = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        for name in ["a.vmdk", "b.vmdk"] { close(open(folder + "/" + name, O_CREAT | O_RDWR, 0o600)) }
+        return folder
+    }()
+
+    func run() {
+        let path = Self.folder + "/a.vmdk"
+        let (image, other) = (image, other)
+        var options = DiskOptions(isWritable: how & 1 != 0)
+        options.locksImages = false
+        options.lazyFlushInterval = 0
+        options.tableCacheSize = 128 << 10
+        options.depthLimit = 4
+        options.wrapStorage = { storage in
+            BoundedStorage(storage.name.hasSuffix("a.vmdk") ? image : other, name: storage.name)
+        }
+        _ = try? ImageInformation.read(path, options: options, wholeChain: how & 2 != 0)
+        if how & 4 != 0 { _ = try? ImageCheck.run(path, options: options, repair: how & 1 != 0) }
+        guard let disk = try? Disk.open(path, options: options) else { return }
+        use(disk)
+        try? disk.close()
+    }
+
+    private func use(_ disk: Disk) {
+        let places = [0, disk.size / 3, disk.size / 2, disk.size - min(disk.size, 70_001)]
+        for place in places {
+            _ = try? disk.read(at: place, count: Int(min(70_001, disk.size - place)))
+        }
+        var steps = 0
+        try? disk.forEachExtent(offset: 0, length: min(disk.size, 1 << 30)) { _ in
+            steps += 1
+            return steps < 1000
+        }
+        guard disk.isWritable else { return }
+        for place in places {
+            let count = Int(min(5000, disk.size - place))
+            _ = try? disk.write([UInt8](repeating: how, count: count), at: place)
+            _ = try? disk.discard(offset: place, length: min(200_000, disk.size - place))
+        }
+        _ = try? disk.flush()
+        _ = try? disk.read(at: 0, count: Int(min(70_001, disk.size)))
+    }
+}
+
+/// Memory that does not grow beyond what a small file system would hold.
+final class BoundedStorage: Storage {
+    private static let limit: UInt64 = 16 << 20
+    let traits = StorageTraits(isWritable: true, canDiscard: true)
+    let name: String
+    private let memory: MemoryStorage
+
+    init(_ bytes: [UInt8], name: String) {
+        self.name = name
+        memory = MemoryStorage(bytes, name: name)
+    }
+
+    private func check(_ end: UInt64, _ overflow: Bool = false) throws(DiskError) {
+        if overflow || end > Self.limit { throw .system(ENOSPC, "grow") }
+    }
+
+    func length() -> UInt64 { memory.length() }
+
+    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) -> Int {
+        memory.read(into: buffer, at: offset, for: purpose)
+    }
+
+    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
+        let (end, overflow) = offset.addingReportingOverflow(UInt64(bytes.count))
+        try check(end, overflow)
+        try memory.write(bytes, at: offset, for: purpose)
+    }
+
+    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
+        try memory.discard(range, mustZero: mustZero, for: purpose)
+    }
+
+    func setLength(_ length: UInt64) throws(DiskError) {
+        try check(length)
+        try memory.setLength(length)
+    }
+
+    func flush() {}
+    func allocatedBytes() -> UInt64 { memory.length() }
+    func nextData(from offset: UInt64) -> Range<UInt64>? { memory.nextData(from: offset) }
+}
