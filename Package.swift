@@ -56,7 +56,8 @@ let package = Package(
             name: "DiskTesting", dependencies: ["VirtualDisk", "DiskFormats", "DiskImage", "DiskStorage"],
             path: "Tests/DiskTesting", swiftSettings: strict),
         .testTarget(name: "DiskStorageTests", dependencies: ["DiskStorage", "DiskTesting"], swiftSettings: strict),
-        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage", "DiskStorage", "DiskTesting"], swiftSettings: strict),
+        .testTarget(
+            name: "DiskImageTests", dependencies: ["DiskImage", "DiskStorage", "DiskTesting"], swiftSettings: strict),
         .testTarget(name: "DiskFormatsTests", dependencies: ["DiskFormats", "DiskTesting"], swiftSettings: strict),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(

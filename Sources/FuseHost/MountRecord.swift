@@ -113,8 +113,9 @@ public struct MountWatch: ~Copyable {
             for folder in MountRecord.folders(of: owner) where MountRecord.ownFolder(folder, user: owner) {
                 for name in SystemFiles.names(in: folder) where !name.hasSuffix(".new") {
                     guard let watch = MountWatch(path: "\(folder)/\(name)") else { continue }
+                    // A device's number is used again once its mount is gone: the place must be the same too.
                     if let device, watch.device != device { continue }
-                    if device == nil, watch.mountpoint != mountpoint { continue }
+                    if watch.mountpoint != mountpoint { continue }
                     return watch
                 }
             }

@@ -118,7 +118,7 @@ struct FileFinder: CompanionOpener {
             }
             return found
         }
-        let name = names.first ?? ""
+        let name = Self.shown(names.first ?? "")
         let image = FilePath(imagePath).lastComponent?.string ?? imagePath
         if let refused {
             throw DiskError(
@@ -133,10 +133,18 @@ struct FileFinder: CompanionOpener {
                 + "if it lives elsewhere, give that folder with --allow-dir", image: imagePath)
     }
 
+    /// A name from an image, for a message: not longer than a line or two, and without control characters.
+    private static func shown(_ name: String) -> String {
+        let scalars = name.unicodeScalars.prefix(200).map { $0.value < 32 || $0.value == 127 ? "?" : $0 }
+        var result = ""
+        result.unicodeScalars.append(contentsOf: scalars)
+        return scalars.count < name.unicodeScalars.count ? result + "…" : result
+    }
+
     private func candidates(_ names: [String], _ imagePath: String) -> [String] {
         let folder = Self.folder(of: imagePath)
         var result: [String] = []
-        for name in names where !name.isEmpty && !name.utf8.contains(0) {
+        for name in names where !name.isEmpty && name.utf8.count < Int(PATH_MAX) && !name.utf8.contains(0) {
             result.append(FilePath(folder).pushing(FilePath(name)).string)
             let slashed = name.contains("\\") ? String(name.map { $0 == "\\" ? "/" : $0 }) : name
             if slashed != name, !Self.hasDriveLetter(slashed) {

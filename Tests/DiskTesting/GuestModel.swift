@@ -64,7 +64,11 @@ public struct GuestModel: Sendable {
         let lastFlush = happened.lastIndex { $0.isFlush } ?? -1
         for (index, change) in happened.enumerated() where !change.isFlush {
             for sector in change.sectors {
-                if index < lastFlush, !change.hasFailed { result[sector] = [change.stamp] } else { result[sector].append(change.stamp) }
+                if index < lastFlush, !change.hasFailed {
+                    result[sector] = [change.stamp]
+                } else {
+                    result[sector].append(change.stamp)
+                }
             }
         }
         return result
@@ -85,7 +89,9 @@ public struct GuestModel: Sendable {
                 for offset in stride(from: start + 8, to: start + Self.sectorSize, by: 8) {
                     isWhole = unsafe isWhole && memory.loadUnaligned(fromByteOffset: offset, as: UInt64.self) == last
                 }
-                if !isWhole { return "sector \(number) is torn or foreign (stamp \(stamp) of \(own)), allowed \(stamps)" }
+                if !isWhole {
+                    return "sector \(number) is torn or foreign (stamp \(stamp) of \(own)), allowed \(stamps)"
+                }
                 if !stamps.contains(stamp) { return "sector \(number) holds stamp \(stamp), allowed are \(stamps)" }
             }
             return nil

@@ -35,7 +35,9 @@ public struct SESparseBuilder: Sendable {
     public func encode() -> [UInt8] {
         let stored = grains.filter { if case .data = $0.value { true } else { false } }.keys.sorted()
         let places = Dictionary(
-            uniqueKeysWithValues: stored.enumerated().map { ($1, $0 < stored.count / 2 ? $0 : stored.count * 3 / 2 - 1 - $0) })
+            uniqueKeysWithValues: stored.enumerated().map {
+                ($1, $0 < stored.count / 2 ? $0 : stored.count * 3 / 2 - 1 - $0)
+            })
         var file = FieldWriter(count: grainsSector * 512 + max(stored.count, 1) * Self.grainSize)
         encodeHeaders(to: &file)
         var tableNumbers: [Int: Int] = [:]

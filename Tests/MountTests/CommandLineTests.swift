@@ -45,15 +45,21 @@ extension MountTests {
                 #expect(try status("ro").mode == 0o400)
                 #expect(try status("rw").mode == 0o600)
                 #expect(try status("rw,ro").mode == 0o400)
-                #expect(try status("rw,noatime,nofail,noauto,_netdev,x-systemd.automount,x-foo,allow_other").mode == 0o600)
+                #expect(
+                    try status("rw,noatime,nofail,noauto,_netdev,x-systemd.automount,x-foo,allow_other").mode == 0o600)
                 let other = try status("ro,uid=65534,gid=7,umask=027")
                 #expect(other.mode == 0o440 && other.owner == 65534 && other.group == 7)
                 #expect(try status("rw,umask=0").mode == 0o666)
                 #expect(try status("format=vmdk,allow-dir=/tmp,log-level=debug,table-cache=1M,lanes=2").size == 1 << 20)
                 let folder = try stage.makeFolder("refused")
-                for options in ["ro,no-such", "uid=me", "umask=9", "format=", "allow-dir", "lanes=x", "table-cache=many"] {
+                for options in [
+                    "ro,no-such", "uid=me", "umask=9", "format=", "allow-dir", "lanes=x", "table-cache=many",
+                ] {
                     let result = try attempt(Programs.vdmount, "-o", options, image, folder)
-                    expectRefused(result, status: 64, options.split(separator: ",").last.map(String.init)?.split(separator: "=").first.map(String.init) ?? "")
+                    expectRefused(
+                        result, status: 64,
+                        options.split(separator: ",").last.map(String.init)?.split(separator: "=").first.map(
+                            String.init) ?? "")
                 }
                 #expect(stage.mounts().isEmpty)
             }
@@ -152,7 +158,10 @@ extension MountTests {
                 try qemuIO(base, "write -P 1 1M 1M")
                 let child = stage.file("child.vmdk")
                 try vdimg("create", "--quiet", "--parent", base, child)
-                for words in [["info", "--chain", "--json", child], ["map", "--json", child], ["check", "--json", child], ["formats", "--json"]] {
+                for words in [
+                    ["info", "--chain", "--json", child], ["map", "--json", child], ["check", "--json", child],
+                    ["formats", "--json"],
+                ] {
                     let text = try tool([Programs.vdimg] + words)
                     let result = try Subprocess.run(["python3", "-m", "json.tool"], input: Array(text.utf8))
                     #expect(result.status == 0, "\(words): \(text)")
@@ -160,7 +169,9 @@ extension MountTests {
                 #expect(try vdimg("map", child).contains(base))
                 expectRefused(try attempt(Programs.vdimg, "create", "--size", "1M", base), base, "exists")
                 #expect(try FileStatus(base).size > 1 << 20)
-                expectRefused(try attempt(Programs.vdimg, "create", "--variant", "round", "--size", "1M", stage.file("x.vmdk")), "round")
+                expectRefused(
+                    try attempt(Programs.vdimg, "create", "--variant", "round", "--size", "1M", stage.file("x.vmdk")),
+                    "round")
                 #expect(throws: SystemFailure(ENOENT)) { try FileStatus(stage.file("x.vmdk")) }
             }
         }

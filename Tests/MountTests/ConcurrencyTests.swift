@@ -97,7 +97,8 @@ extension MountTests {
                     import os, sys
                     disk = os.open(sys.argv[1], os.O_RDWR)
                     for position in range(0, 16 << 20, 20480):
-                        os.pwrite(disk, bytes([2 + position // 20480 % 250]) * min(20480, (16 << 20) - position), position)
+                        data = bytes([2 + position // 20480 % 250]) * min(20480, (16 << 20) - position)
+                        os.pwrite(disk, data, position)
                     """
                 let reader = """
                     import mmap, os, random, sys

@@ -158,7 +158,8 @@ extension MountTests {
                 expectEventually { !isRunning(disk.pid) }
                 expectUnclean(try attempt(Programs.vdimg, "check", image))
                 let result = try attempt(Programs.vdmount, "--rw", image, folder)
-                #expect(result.status == 0 && result.errorText.contains("cleared the dead mount"), "\(result.errorText)")
+                #expect(
+                    result.status == 0 && result.errorText.contains("cleared the dead mount"), "\(result.errorText)")
                 disk = try MountedDisk(at: folder)
                 try qemuIO(disk.file, format: "raw", "read -P 3 1M 1M")
                 try disk.unmount()

@@ -8,7 +8,8 @@ extension MountTests {
         /// A line of /proc/PID/status in bytes.
         private func memory(_ pid: Int32, _ name: String) -> Int {
             let line = contents(of: "/proc/\(pid)/status").split(separator: "\n").first { $0.hasPrefix(name + ":") }
-            return (line?.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first.flatMap { Int($0) } ?? 0) << 10
+            return (line?.split(whereSeparator: { $0 == " " || $0 == "\t" }).dropFirst().first.flatMap { Int($0) } ?? 0)
+                << 10
         }
 
         /// With grains of 4 KiB, 12 GiB have 6,144 tables of 2 KiB: 12 MiB of entries, more than the usual cache; 4 GiB
@@ -23,7 +24,8 @@ extension MountTests {
                 // An entry in every table.
                 try OpenedFile.with(disk.file, O_WRONLY | OpenedFile.direct) { file in
                     for table in 0..<size >> 21 {
-                        _ = try file.write([UInt8](repeating: UInt8(table % 251 + 1), count: 512), at: table << 21 + 512)
+                        _ = try file.write(
+                            [UInt8](repeating: UInt8(table % 251 + 1), count: 512), at: table << 21 + 512)
                     }
                     try file.sync()
                 }

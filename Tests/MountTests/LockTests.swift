@@ -32,12 +32,15 @@ extension MountTests {
                 let disk = try stage.mount(child, "--rw")
                 let commands = [
                     ["qemu-img", "check", child], ["qemu-img", "info", child],
-                    ["qemu-io", "-f", "vmdk", "-c", "write 0 512", child], ["qemu-io", "-r", "-f", "vmdk", "-c", "read 0 512", child],
+                    ["qemu-io", "-f", "vmdk", "-c", "write 0 512", child],
+                    ["qemu-io", "-r", "-f", "vmdk", "-c", "read 0 512", child],
                     ["qemu-io", "-f", "vmdk", "-c", "write 0 512", base], ["qemu-img", "resize", base, "8M"],
                 ]
                 for command in commands {
                     let result = try attempt(command)
-                    #expect(result.status != 0 && result.errorText.contains("Failed to get"), "\(command): \(result.errorText)")
+                    #expect(
+                        result.status != 0 && result.errorText.contains("Failed to get"),
+                        "\(command): \(result.errorText)")
                 }
                 try tool("qemu-img", "info", "--force-share", child)
                 // Others may read the base.
@@ -58,7 +61,8 @@ extension MountTests {
                 try tool("qemu-img", "check", "-q", image)
                 for disk in disks { try qemuIO(disk.file, format: "raw", readOnly: true, "read -P 5 0 4M") }
                 let write = try attempt("qemu-io", "-f", "vmdk", "-c", "write 0 512", image)
-                #expect(write.status != 0 && write.errorText.contains("Failed to get \"write\" lock"), "\(write.errorText)")
+                #expect(
+                    write.status != 0 && write.errorText.contains("Failed to get \"write\" lock"), "\(write.errorText)")
                 let folder = try stage.makeFolder("other")
                 let refused = try attempt(Programs.vdmount, "--rw", image, folder)
                 expectRefused(refused, "(vdmount)", "cannot be opened for writing")

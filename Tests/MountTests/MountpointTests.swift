@@ -97,7 +97,9 @@ extension MountTests {
                 let image = try image(stage)
                 let missing = stage.file("missing")
                 expectRefused(try attempt(Programs.vdmount, image, missing), missing, "mkdir")
-                expectRefused(try attempt(Programs.vdmount, image, "/dev/null"), "/dev/null", "neither a folder nor a regular file")
+                expectRefused(
+                    try attempt(Programs.vdmount, image, "/dev/null"), "/dev/null",
+                    "neither a folder nor a regular file")
                 let disk = try stage.mount(image)
                 let again = try attempt(Programs.vdmount, image, disk.mountpoint)
                 expectRefused(again, disk.mountpoint, "mounted here already", "vdumount \(disk.mountpoint)")
@@ -184,7 +186,8 @@ extension MountTests {
                 let disk = try stage.mount(image(stage), "--rw")
                 let device = try stage.attach(disk.file)
                 expectRefused(
-                    try attempt(Programs.vdumount, disk.mountpoint), disk.mountpoint, device, "losetup --detach \(device)")
+                    try attempt(Programs.vdumount, disk.mountpoint), disk.mountpoint, device,
+                    "losetup --detach \(device)")
                 try tool("mkfs.ext4", "-q", "-F", device)
                 let folder = try stage.mountFileSystem(device)
                 expectRefused(try attempt(Programs.vdumount, disk.mountpoint), device, "mounted at \(folder)")

@@ -35,31 +35,31 @@ import VirtualDisk
     }
 
     #if !DEBUG
-        @Test(arguments: [0, 1, 8]) func readsAllocateNothing(depth: Int) throws {
-            let folder = try TemporaryFolder()
-            let disk = try makeDisk(folder, depth: depth)
-            var bytes = [UInt8](repeating: 0, count: 4096)
-            let count = try bytes.withIOBuffer { (buffer) throws(DiskError) in
-                try self.count { (round) throws(DiskError) in
-                    try disk.read(into: buffer, at: round &* 52_736 % UInt64(Self.size - 4096))
-                }
+    @Test(arguments: [0, 1, 8]) func readsAllocateNothing(depth: Int) throws {
+        let folder = try TemporaryFolder()
+        let disk = try makeDisk(folder, depth: depth)
+        var bytes = [UInt8](repeating: 0, count: 4096)
+        let count = try bytes.withIOBuffer { (buffer) throws(DiskError) in
+            try self.count { (round) throws(DiskError) in
+                try disk.read(into: buffer, at: round &* 52_736 % UInt64(Self.size - 4096))
             }
-            #expect(count <= 0)
-            try disk.close()
         }
+        #expect(count <= 0)
+        try disk.close()
+    }
 
-        @Test func writesInPlaceAllocateNothing() throws {
-            let folder = try TemporaryFolder()
-            let disk = try makeDisk(folder, depth: 0)
-            let bytes = [UInt8](repeating: 9, count: 4096)
-            let count = try bytes.withIOBytes { (memory) throws(DiskError) in
-                try self.count { (round) throws(DiskError) in
-                    try disk.write(memory, at: round &* 52_736 % UInt64(Self.size - 4096))
-                }
+    @Test func writesInPlaceAllocateNothing() throws {
+        let folder = try TemporaryFolder()
+        let disk = try makeDisk(folder, depth: 0)
+        let bytes = [UInt8](repeating: 9, count: 4096)
+        let count = try bytes.withIOBytes { (memory) throws(DiskError) in
+            try self.count { (round) throws(DiskError) in
+                try disk.write(memory, at: round &* 52_736 % UInt64(Self.size - 4096))
             }
-            #expect(count <= 0)
-            try disk.close()
         }
+        #expect(count <= 0)
+        try disk.close()
+    }
     #endif
 
     /// The counter counts.

@@ -7,7 +7,8 @@ import VirtualDisk
 struct ConcurrencyTests {
     static let kinds = DiskKind.all.filter { kind in
         [
-            "raw", "dynamic, 64 KiB grains", "dynamic, 4 KiB grains, zero grains", "split", "ESX sparse, 512-byte grains",
+            "raw", "dynamic, 64 KiB grains", "dynamic, 4 KiB grains, zero grains", "split",
+            "ESX sparse, 512-byte grains",
             "small grains over large ones", "large grains over small ones", "over a compressed stream",
             "four images of four kinds",
         ].contains(kind.name)

@@ -111,7 +111,8 @@ enum Peer {
         let result = try Subprocess.run(command)
         guard result.status == 0 else {
             throw DiskError(
-                .system, "\(command.joined(separator: " ")): status \(result.status), \(result.errorText)\(result.outputText)")
+                .system,
+                "\(command.joined(separator: " ")): status \(result.status), \(result.errorText)\(result.outputText)")
         }
         return result.outputText
     }

@@ -81,7 +81,9 @@ struct ConformanceTests {
         while hole < disk.size {
             let data = try disk.nextData(from: hole) ?? disk.size
             let range = model.bytes.slice(Int(hole), Int(data - hole))
-            #expect(data > hole && zeros.mistake(in: range, at: 0) == nil, "\(context): there is data in the hole at \(hole)")
+            #expect(
+                data > hole && zeros.mistake(in: range, at: 0) == nil,
+                "\(context): there is data in the hole at \(hole)")
             guard data > hole else { return }
             hole = try disk.nextHole(from: data)
         }

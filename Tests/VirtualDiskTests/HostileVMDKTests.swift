@@ -122,7 +122,9 @@ enum HostileKind: String, Sendable, Codable, CaseIterable, CustomTestStringConve
     /// By qemu-img; its header has the directory's place.
     private func makeStream(_ folder: TemporaryFolder) throws -> [String] {
         var content = [UInt8](repeating: 0, count: Self.size)
-        for index in content.indices where index / 30_000 % 2 == 0 { content[index] = UInt8(truncatingIfNeeded: index &* index >> 7) }
+        for index in content.indices where index / 30_000 % 2 == 0 {
+            content[index] = UInt8(truncatingIfNeeded: index &* index >> 7)
+        }
         let source = try folder.write(content, to: "source.raw")
         try Peer.run(
             "qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", source,
@@ -178,10 +180,13 @@ enum HostileKind: String, Sendable, Codable, CaseIterable, CustomTestStringConve
         guard bytes.count > 4096, bytes.number(at: 0, width: 8) == 0xcafe_babe else { return [] }
         let builder = SESparseBuilder(sectorCount: Int(bytes.number(at: 16, width: 8)))
         var fields = (0..<26).map { Field(name: "header+\($0 * 8)", file: name, offset: $0 * 8, width: 8) }
-        for offset in [512, 512 + 8, 512 + 24, 512 + 32] { fields.append(Field(name: "volatile", file: name, offset: offset, width: 8)) }
+        for offset in [512, 512 + 8, 512 + 24, 512 + 32] {
+            fields.append(Field(name: "volatile", file: name, offset: offset, width: 8))
+        }
         fields.append(Field(name: "directory", file: name, offset: builder.directory.sector * 512, width: 8))
         for entry in [0, 2, 3, 25] {
-            fields.append(Field(name: "entry \(entry)", file: name, offset: builder.tables.sector * 512 + entry * 8, width: 8))
+            fields.append(
+                Field(name: "entry \(entry)", file: name, offset: builder.tables.sector * 512 + entry * 8, width: 8))
         }
         return fields
     }
@@ -191,7 +196,8 @@ enum HostileKind: String, Sendable, Codable, CaseIterable, CustomTestStringConve
         var fields: [Field] = []
         for start in starts {
             for (offset, width) in [
-                (4, 4), (8, 4), (12, 8), (20, 8), (28, 8), (36, 8), (44, 4), (48, 8), (56, 8), (64, 8), (72, 1), (73, 4),
+                (4, 4), (8, 4), (12, 8), (20, 8), (28, 8), (36, 8), (44, 4), (48, 8), (56, 8), (64, 8), (72, 1),
+                (73, 4),
                 (77, 2),
             ] { fields.append(Field(name: "header+\(offset)", file: name, offset: start + offset, width: width)) }
         }
@@ -203,7 +209,8 @@ enum HostileKind: String, Sendable, Codable, CaseIterable, CustomTestStringConve
             let table = Int(bytes.number(at: directory, width: 4)) * 512
             guard table > 0, table < bytes.count - 512 else { continue }
             for entry in [0, 1, 24, 25] where entry * 4 + 4 + table <= bytes.count {
-                fields.append(Field(name: "entry \(entry) at \(place)", file: name, offset: table + entry * 4, width: 4))
+                fields.append(
+                    Field(name: "entry \(entry) at \(place)", file: name, offset: table + entry * 4, width: 4))
             }
             let grain = Int(bytes.number(at: table, width: 4)) * 512
             guard bytes.number(at: 77, width: 2) == 1, grain > 0, grain + 16 < bytes.count else { continue }
@@ -250,7 +257,8 @@ struct HostileSession {
     private func make(
         _ attempts: [(what: String, harmed: HostileImage)], using generator: inout SeededGenerator
     ) {
-        let chosen = attempts.count > kind.attemptLimit
+        let chosen =
+            attempts.count > kind.attemptLimit
             ? Array(attempts.shuffled(using: &generator).prefix(kind.attemptLimit)) : attempts
         for attempt in chosen {
             progress.note(attempt.what)
@@ -286,7 +294,9 @@ struct HostileSession {
         var harmed = image
         var what = "at once"
         for _ in 0..<Int.random(in: 2...4, using: &generator) {
-            guard let field = fields.randomElement(using: &generator), let bytes = harmed.files[field.file] else { break }
+            guard let field = fields.randomElement(using: &generator), let bytes = harmed.files[field.file] else {
+                break
+            }
             let old = bytes.number(at: field.offset, width: field.width)
             let values = hostileValues(width: field.width, was: old, using: &generator)
             let value = values.randomElement(using: &generator) ?? 0
@@ -303,7 +313,8 @@ struct HostileSession {
         guard String(decoding: text.prefix(24), as: UTF8.self).hasPrefix("# Disk Desc") else { return [] }
         var attempts: [(String, HostileImage)] = []
         let numbers = [
-            "0", "-1", "9223372036854775808", "18446744073709551615", "18446744073709551616", "18014398509481984", "0x10",
+            "0", "-1", "9223372036854775808", "18446744073709551615", "18446744073709551616", "18014398509481984",
+            "0x10",
             "4294967296", "",
         ]
         for line in text.prefix(while: { $0 != 0 }).split(separator: 10) {

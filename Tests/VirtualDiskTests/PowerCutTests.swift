@@ -40,7 +40,9 @@ import Testing
     @Test(arguments: layouts) func whatWasFlushedSurvivesEveryCut(_ layout: Layout) throws {
         let sessions = 6
         for session in 0..<sessions {
-            let seed = UInt64(session) &* 7919 &+ UInt64(truncatingIfNeeded: layout.name.utf8.reduce(5381) { $0 &* 33 &+ Int($1) })
+            let seed =
+                UInt64(session) &* 7919
+                &+ UInt64(truncatingIfNeeded: layout.name.utf8.reduce(5381) { $0 &* 33 &+ Int($1) })
             try runSession(layout, seed: seed, cuts: Self.cutsPerLayout / sessions)
         }
     }
@@ -109,7 +111,9 @@ import Testing
         let disk = try Disk.open(path, options: options)
         for _ in 0..<60 {
             let start = Int.random(in: 0..<Self.sectors, using: &generator)
-            let length = Bool.random(using: &generator) ? Int.random(in: 1...16, using: &generator) : Int.random(in: 1...150, using: &generator)
+            let length =
+                Bool.random(using: &generator)
+                ? Int.random(in: 1...16, using: &generator) : Int.random(in: 1...150, using: &generator)
             let sectors = start..<min(Self.sectors, start + length)
             let offset = UInt64(start * GuestModel.sectorSize)
             switch Int.random(in: 0..<10, using: &generator) {

@@ -35,7 +35,8 @@ struct RealImageTests {
         return String(decoding: bytes, as: UTF8.self).split(separator: "\n").dropFirst().map { line in
             let fields = line.split(separator: "\t", omittingEmptySubsequences: false).map { String($0) }
             return Image(
-                format: fields[0], path: fields[1], role: fields[2], virtualSize: UInt64(fields[5]), diskHash: fields[7])
+                format: fields[0], path: fields[1], role: fields[2], virtualSize: UInt64(fields[5]), diskHash: fields[7]
+            )
         }
     }()
 

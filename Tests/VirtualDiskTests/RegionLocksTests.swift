@@ -60,7 +60,10 @@ struct RegionLocksTests {
         }
         #expect(problems.withLock { $0.prefix(3) }.isEmpty, "seed \(seed)")
         // All were given back: everything can be had alone.
-        for region in 0..<regions { locks.lockExclusive(UInt64(region) << 20, 1); locks.unlockExclusive(UInt64(region) << 20, 1) }
+        for region in 0..<regions {
+            locks.lockExclusive(UInt64(region) << 20, 1)
+            locks.unlockExclusive(UInt64(region) << 20, 1)
+        }
     }
 
     /// Whoever wants a region alone gets it, however many share it in turns.

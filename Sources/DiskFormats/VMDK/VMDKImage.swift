@@ -33,18 +33,20 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
         isWritable = request.isWritable
         descriptor = Locked(opened.descriptor)
         virtualSize = opened.extents.last.map { $0.map.start + $0.map.length } ?? 0
-        blockSize = Self.allocationUnit(opened.extents.map(\.map), virtualSize)
+        // One after the other, without a list of them in between: there may be many.
+        blockSize = Self.allocationUnit(opened.extents, virtualSize)
         unsafe maps = .allocate(capacity: opened.extents.count)
-        _ = unsafe maps.initialize(from: opened.extents.map(\.map))
+        for (index, extent) in opened.extents.enumerated() { unsafe maps.initializeElement(at: index, to: extent.map) }
     }
 
     deinit { unsafe maps.deallocate() }
 
     /// The largest grain, if every grain lies aligned in the disk; else, since grains count from their extent's
     /// beginning, a unit as large as the disk.
-    private static func allocationUnit(_ maps: [VMDKExtentMap], _ size: UInt64) -> UInt64 {
-        let grain = maps.compactMap { $0.grains?.grainSize }.max() ?? 0
-        guard grain > 0, maps.contains(where: { $0.grains != nil && $0.start & (grain - 1) != 0 }) else { return grain }
+    private static func allocationUnit(_ extents: [VMDKOpenExtent], _ size: UInt64) -> UInt64 {
+        let grain = extents.lazy.compactMap { $0.map.grains?.grainSize }.max() ?? 0
+        let isUnaligned = extents.contains { $0.map.grains != nil && $0.map.start & (grain - 1) != 0 }
+        guard grain > 0, isUnaligned else { return grain }
         return 1 << UInt64(64 - (size - 1).leadingZeroBitCount)
     }
 
