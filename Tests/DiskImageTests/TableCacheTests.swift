@@ -100,7 +100,9 @@ struct TableCacheTests {
         }
         #expect(refused > 0)
         try set.flush {}
-        for page in 0..<256 { #expect(try FieldReader(storage.bytes).littleEndian(at: page * 4096, as: UInt32.self) == 9) }
+        for page in 0..<256 {
+            #expect(try FieldReader(storage.bytes).littleEndian(at: page * 4096, as: UInt32.self) == 9)
+        }
     }
 
     @Test func failedReadsAreErrorsAndLeaveNothingBehind() throws {

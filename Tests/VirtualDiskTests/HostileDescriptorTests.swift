@@ -24,9 +24,11 @@ struct HostileDescriptorTests {
 
     /// Names that lead out of the folder, or to what is no file.
     private static let names = [
-        "/etc/shadow", "../outside.vmdk", "below/../../outside.vmdk", "/dev/null", "/dev/zero", "link", "linked/outside.vmdk",
+        "/etc/shadow", "../outside.vmdk", "below/../../outside.vmdk", "/dev/null", "/dev/zero", "link",
+        "linked/outside.vmdk",
         "fifo", ".", "..", "/", "below", "/proc/self/mem", #"..\outside.vmdk"#, #"C:\outside.vmdk"#, "missing",
-        "outside.vmdk\u{0}.vmdk", String(repeating: "a", count: 5000), String(repeating: "../", count: 1500) + "etc/shadow",
+        "outside.vmdk\u{0}.vmdk", String(repeating: "a", count: 300),
+        String(repeating: "../", count: 2000) + "etc/shadow",
     ]
 
     private static func makeFolder(_ folder: TemporaryFolder) throws -> String {
@@ -43,17 +45,18 @@ struct HostileDescriptorTests {
     func namesThatLeadOutside(_ kind: String) throws {
         let folder = try TemporaryFolder()
         let images = try Self.makeFolder(folder)
-        for name in Self.names {
+        for (number, name) in Self.names.enumerated() {
             let text =
-                kind == "parent" ? Self.descriptor("RW 2 ZERO", parent: name) : Self.descriptor("RW 2 \(kind) \"\(name)\" 0")
+                kind == "parent"
+                ? Self.descriptor("RW 2 ZERO", parent: name) : Self.descriptor("RW 2 \(kind) \"\(name)\" 0")
             unsafe unlink(images + "/disk.vmdk")
             try FileStorage(creating: images + "/disk.vmdk").write(Array(text.utf8), at: 0, for: .descriptor)
-            for isWritable in [false, true] {
-                #expect {
-                    try Disk.open(images + "/disk.vmdk", options: DiskOptions(isWritable: isWritable))
-                } throws: { error in
-                    [.refused, .notFound, .invalidImage].contains((error as? DiskError)?.kind)
-                }
+            let options = DiskOptions(isWritable: number % 2 == kind.utf8.count % 2)
+            #expect {
+                try Disk.open(images + "/disk.vmdk", options: options)
+            } throws: { error in
+                guard let error = error as? DiskError else { return false }
+                return [.refused, .notFound, .invalidImage].contains(error.kind) && error.description.utf8.count < 2000
             }
         }
         #expect(try folder.read("outside.vmdk") == [UInt8](repeating: 7, count: 1024))
@@ -149,28 +152,55 @@ struct HostileDescriptorTests {
             Text("a size of 2^63", descriptor("RW 9223372036854775808 ZERO"), .invalidImage),
             Text("an offset of 2^63", descriptor("RW 8 FLAT \"disk.vmdk\" 9223372036854775808"), .invalidImage),
             Text("an offset at the limit", descriptor("RW 8 FLAT \"disk.vmdk\" \(largest)"), .invalidImage),
-            Text("an extent that is the descriptor", descriptor("RW 1 FLAT \"disk.vmdk\" 0\n# \(lines("x", 300))"), nil),
+            Text(
+                "an extent that is the descriptor", descriptor("RW 1 FLAT \"disk.vmdk\" 0\n# \(lines("x", 300))"), nil),
             Text("sparse extent that is the descriptor", descriptor("RW 1 SPARSE \"disk.vmdk\""), .invalidImage),
             Text("no extents", descriptor(""), .invalidImage),
             Text("extents of no length", descriptor(lines("RW 0 ZERO", 50_000)), .invalidImage, nil),
             Text("100,000 lines", descriptor("RW 8 ZERO", header: lines("ddb.a = \"b\"", 99_980)), nil),
             Text("more lines", descriptor("RW 8 ZERO", header: lines("a=b", 100_001)), .invalidImage),
             Text("2 MiB of line ends", descriptor("RW 8 ZERO", header: lines("", 2_000_000)), .invalidImage),
-            Text("one long line", descriptor("RW 8 ZERO", header: "a=" + lines(String(repeating: "b", count: 2_000_000), 1)), nil),
-            Text("one long comment", descriptor("RW 8 ZERO", header: "#" + lines(String(repeating: "=", count: 2_000_000), 1)), nil),
-            Text("one long blank", descriptor("RW 8 ZERO", header: lines(String(repeating: " ", count: 2_000_000), 1)), nil),
+            Text(
+                "one long line",
+                descriptor("RW 8 ZERO", header: "a=" + lines(String(repeating: "b", count: 2_000_000), 1)), nil),
+            Text(
+                "one long comment",
+                descriptor("RW 8 ZERO", header: "#" + lines(String(repeating: "=", count: 2_000_000), 1)), nil),
+            Text(
+                "one long blank", descriptor("RW 8 ZERO", header: lines(String(repeating: " ", count: 2_000_000), 1)),
+                nil),
             Text("one long name", descriptor("RW 8 FLAT \"\(String(repeating: "n", count: 2_000_000))\" 0"), .notFound),
-            Text("one long parent", descriptor("RW 8 ZERO", parent: String(repeating: "../", count: 600_000)), .notFound, .refused),
-            Text("quotes without end", descriptor("RW 8 FLAT \"\(String(repeating: "\"\" \"", count: 400_000))"), .invalidImage, .notFound),
-            Text("more than 2 MiB", descriptor("RW 8 ZERO", header: "#" + lines(String(repeating: "x", count: 2 << 20), 1)), .invalidImage),
-            Text("every key twice", descriptor("RW 8 ZERO", header: "CID=1\nparentCID=2\nversion=9\ncreateType=\"x\"\n"), nil),
-            Text("a version that is none", "# Disk DescriptorFile\nversion=99999999999999999999\nRW 8 ZERO\n", .unsupported),
+            Text(
+                "one long parent", descriptor("RW 8 ZERO", parent: String(repeating: "../", count: 600_000)), .notFound,
+                .refused),
+            Text(
+                "quotes without end", descriptor("RW 8 FLAT \"\(String(repeating: "\"\" \"", count: 400_000))"),
+                .invalidImage, .notFound),
+            Text(
+                "more than 2 MiB",
+                descriptor("RW 8 ZERO", header: "#" + lines(String(repeating: "x", count: 2 << 20), 1)), .invalidImage),
+            Text(
+                "every key twice", descriptor("RW 8 ZERO", header: "CID=1\nparentCID=2\nversion=9\ncreateType=\"x\"\n"),
+                nil),
+            Text(
+                "a version that is none", "# Disk DescriptorFile\nversion=99999999999999999999\nRW 8 ZERO\n",
+                .unsupported),
             Text("an unknown encoding", descriptor("RW 8 ZERO", header: "encoding=\"EBCDIC\"\n"), nil),
-            Text("an unknown encoding in use", descriptor("RW 8 ZERO", header: "encoding=\"EBCDIC\"\nddb.comment = \"ä\"\n"), .unsupported),
-            Text("UTF-16", bytes: Array(descriptor("RW 8 ZERO").utf16.flatMap { [UInt8($0 & 255), UInt8($0 >> 8)] }), [.unknownFormat, .invalidImage, nil]),
-            Text("bytes that are no UTF-8", bytes: Array(descriptor("RW 8 ZERO", header: "encoding=\"UTF-8\"\n").utf8) + [0xff, 0xc0, 0x80], [nil]),
-            Text("a NUL in the text", bytes: Array(descriptor("RW 8 ZERO").utf8) + [0] + Array("RW 8 ZERO\n".utf8), [nil]),
-            Text("a NUL in the first line", bytes: [UInt8](repeating: 0, count: 2) + Array(descriptor("RW 8 ZERO").utf8), [nil, .unknownFormat]),
+            Text(
+                "an unknown encoding in use",
+                descriptor("RW 8 ZERO", header: "encoding=\"EBCDIC\"\nddb.comment = \"ä\"\n"), .unsupported),
+            Text(
+                "UTF-16", bytes: Array(descriptor("RW 8 ZERO").utf16.flatMap { [UInt8($0 & 255), UInt8($0 >> 8)] }),
+                [.unknownFormat, .invalidImage, nil]),
+            Text(
+                "bytes that are no UTF-8",
+                bytes: Array(descriptor("RW 8 ZERO", header: "encoding=\"UTF-8\"\n").utf8) + [0xff, 0xc0, 0x80], [nil]),
+            Text(
+                "a NUL in the text", bytes: Array(descriptor("RW 8 ZERO").utf8) + [0] + Array("RW 8 ZERO\n".utf8), [nil]
+            ),
+            Text(
+                "a NUL in the first line", bytes: [UInt8](repeating: 0, count: 2) + Array(descriptor("RW 8 ZERO").utf8),
+                [nil, .unknownFormat]),
             Text("each line in windows-1252", bytes: windows1252(), [nil]),
         ]
     }
@@ -191,9 +221,11 @@ struct HostileDescriptorTests {
             for text in HostileDescriptorTests.texts() {
                 progress.note(text.name)
                 let image = try HostileImage([("disk.vmdk", text.bytes)], folder: images)
+                let isLarge = text.bytes.count > 100_000
+                // One opening of what is large; of the rest, everything that can be done.
+                if let problem = isLarge ? image.open() : image.exercise() { Issue.record("\(text.name): \(problem)") }
                 let kind = image.openingError()
                 #expect(text.kinds.contains(kind), "\(text.name): \(kind?.rawValue ?? "opens")")
-                if let problem = image.exercise() { Issue.record("\(text.name): \(problem)") }
             }
         }
         HostileVMDKTests.explain(result, "", folder)

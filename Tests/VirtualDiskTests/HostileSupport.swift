@@ -12,6 +12,8 @@ struct HostileImage {
     let path: String
     /// Its files' content, by path.
     var files: [String: [UInt8]]
+    /// How long the files are said to be, if that is more than they hold.
+    var length: UInt64?
 
     /// What an attempt must keep to.
     static let memoryLimit = 64 << 20
@@ -80,14 +82,14 @@ struct HostileImage {
         options.lazyFlushInterval = 0
         options.locksImages = false
         options.tableCacheSize = cacheSize
-        options.wrapStorage = { [files] storage in
+        options.wrapStorage = { [files, length] storage in
             guard let bytes = files[storage.name] else { return storage }
             return kept.withLock { kept in
                 if let known = kept[storage.name], known.traits.isWritable == storage.traits.isWritable { return known }
                 let isWritable = storage.traits.isWritable
                 let copy =
                     kept[storage.name].map { PagedStorage(copying: $0, isWritable: isWritable) }
-                    ?? PagedStorage(bytes, name: storage.name, isWritable: isWritable)
+                    ?? PagedStorage(bytes, length: length, name: storage.name, isWritable: isWritable)
                 kept[storage.name] = copy
                 return copy
             }

@@ -35,6 +35,9 @@ struct VMDKExtentChecker {
         var report = CheckReport()
         let repair: Repair
         var seen: GrainSet
+        /// The sectors at which tables begin that have been looked through, and how many those are.
+        var seenTables: GrainSet
+        var tableCount: UInt64 = 0
         /// The end of the file, moved by tables that repair adds.
         var end: UInt64
         var hasWritten = false
@@ -43,7 +46,8 @@ struct VMDKExtentChecker {
     /// Checks everything; the extent must not be in use for writing.
     func check(repair: Repair) throws(DiskError) -> CheckReport {
         var run = Run(
-            repair: repair, seen: GrainSet(count: length / tables.grainSize + 1), end: length)
+            repair: repair, seen: GrainSet(count: length / tables.grainSize + 1),
+            seenTables: GrainSet(count: length / 512 + 1, limit: 1 << 26), end: length)
         run.report.totalBlocks = grainCount
         if run.seen.isOff {
             run.report.add(
@@ -59,13 +63,31 @@ struct VMDKExtentChecker {
             for index in 0..<Int(count) {
                 try checkTable(first + UInt64(index), primary[index], copy?[index], &run)
             }
+            guard run.report.remaining(.loss) <= Self.lossLimit else {
+                run.report.add(
+                    .init(
+                        .loss, file: storage.name,
+                        "more than \(Self.lossLimit) findings: what follows directory entry \(first + count) was not looked at"
+                    ))
+                break
+            }
         }
         if run.hasWritten { try storage.flush() }
         noteLeak(&run)
         return run.report
     }
 
+    /// After so many losses that stay, the rest of the extent is not looked at.
+    private static let lossLimit = 10_000
+
     // MARK: - Tables
+
+    /// Notes that a table is looked through; answers false if that was done for an earlier directory entry. Whatever the
+    /// directory says, the work is bounded by the file's length.
+    private func isNew(_ sector: UInt32, _ run: inout Run) -> Bool {
+        run.tableCount += 1
+        return run.seenTables.insert(UInt64(sector)) && run.tableCount <= length / tableSize + 1
+    }
 
     private func isTableInside(_ sector: UInt32) -> Bool {
         let offset = UInt64(sector) * 512
@@ -83,6 +105,14 @@ struct VMDKExtentChecker {
             try clear(
                 place, at: tables.directoryOffset + number * 4,
                 copy: copySector == nil ? nil : tables.redundantDirectoryOffset + number * 4, &run)
+            return
+        }
+        guard isNew(isPrimaryUsable ? primarySector : copySector ?? 0, &run) else {
+            run.report.add(
+                .init(
+                    .loss, file: storage.name,
+                    "directory entry \(number) has its grain table, at sector \(primarySector), in common with another")
+            )
             return
         }
         var primary = isPrimaryUsable ? try entries(at: UInt64(primarySector) * 512, entriesPerTable) : []
@@ -245,10 +275,10 @@ private struct GrainSet {
     let isOff: Bool
 
     /// 2^28 places take 32 MiB.
-    private static let limit: UInt64 = 1 << 28
+    static let usualLimit: UInt64 = 1 << 28
 
-    init(count: UInt64) {
-        isOff = count > Self.limit
+    init(count: UInt64, limit: UInt64 = usualLimit) {
+        isOff = count > limit
         words = [UInt64](repeating: 0, count: isOff ? 0 : Int(count / 64 + 1))
     }
 

@@ -8,6 +8,10 @@ enum VMDKTranslationCheck {
         var report = CheckReport()
         guard let grains = extent.map.grains else { return report }
         report.totalBlocks = extent.map.length.dividedRoundingUp(by: grains.grainSize)
+        guard hasRoomForTables(grains, extent.map.length) else {
+            report.add(.init(.loss, file: file, "the grain directory names more grain tables than the file can hold"))
+            return report
+        }
         var offset: UInt64 = 0
         var batch = ExtentBatch()
         while offset < extent.map.length {
@@ -26,5 +30,15 @@ enum VMDKTranslationCheck {
             }
         }
         return report
+    }
+
+    /// Whether all tables that the directory names can be tables of their own: then the work is bounded by the file's
+    /// length.
+    private static func hasRoomForTables(_ grains: VMDKGrainTables, _ length: UInt64) -> Bool {
+        var count: UInt64 = 0
+        for number in 0..<length.dividedRoundingUp(by: grains.tableCoverage) {
+            if let entry = try? grains.table.entry64(at: grains.directoryOffset + number * 8), entry != 0 { count += 1 }
+        }
+        return count <= grains.end.value / (8 << grains.tableShift)
     }
 }
