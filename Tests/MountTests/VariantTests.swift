@@ -11,7 +11,7 @@ extension MountTests {
             var options: [String] = []
             /// qemu-img has a check for sparse images alone.
             var isSparse = true
-            /// libvmdk reads no monolithicFlat, no grains of 4 KiB, and a child with zero grains wrongly, whoever made it.
+            /// libvmdk reads no monolithicFlat, no grains of 4 KiB, and a child with zero grains wrongly.
             var isKnownToLibvmdk = true
             var isChild = false
             var testDescription: String { ([variant] + options + (isChild ? ["child"] : [])).joined(separator: " ") }

@@ -67,7 +67,7 @@ struct VMDKExtentChecker {
                 run.report.add(
                     .init(
                         .loss, file: storage.name,
-                        "more than \(Self.lossLimit) findings: what follows directory entry \(first + count) was not looked at"
+                        "more than \(Self.lossLimit) findings: nothing from directory entry \(first + count) on is checked"
                     ))
                 break
             }
@@ -82,7 +82,7 @@ struct VMDKExtentChecker {
 
     // MARK: - Tables
 
-    /// Notes that a table is looked through; answers false if that was done for an earlier directory entry. Whatever the
+    /// Notes that a table is looked through; answers false if that was done for an earlier entry. Whatever the
     /// directory says, the work is bounded by the file's length.
     private func isNew(_ sector: UInt32, _ run: inout Run) -> Bool {
         run.tableCount += 1
