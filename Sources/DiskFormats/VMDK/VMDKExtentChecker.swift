@@ -67,7 +67,8 @@ struct VMDKExtentChecker {
                 run.report.add(
                     .init(
                         .loss, file: storage.name,
-                        "more than \(Self.lossLimit) findings: nothing from directory entry \(first + count) on is checked"
+                        "more than \(Self.lossLimit) findings: nothing from directory entry "
+                            + "\(first + count) on is checked"
                     ))
                 break
             }
