@@ -65,6 +65,48 @@ extension MountTests {
             }
         }
 
+        /// As with mount(8), the list may follow at once.
+        @Test func joinedOption() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                let disk = try stage.mount(image, "-orw,umask=077")
+                #expect(try FileStatus(disk.file).mode == 0o600)
+                try disk.unmount()
+            }
+        }
+
+        /// A caller that closed its standard descriptors: no image gets their numbers.
+        @Test(arguments: ["<&-", "<&- >&- 2>&-", ">&-", "2>&-"]) func closedDescriptors(_ closing: String) throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 4 << 20)
+                try qemuIO(image, "write -P 7 0 4M")
+                let folder = try stage.makeMountpoint()
+                try tool("sh", "-c", "exec '\(Programs.vdmount)' --rw '\(image)' '\(folder)' \(closing)")
+                let disk = try MountedDisk(at: folder)
+                try qemuIO(disk.file, format: "raw", "read -P 7 0 4M", "write -P 8 1M 1M")
+                try disk.unmount()
+                try qemuIO(image, "read -P 7 0 1M", "read -P 8 1M 1M", "read -P 7 2M 2M")
+                // What fails must not write its message into the image.
+                let before = try stage.fingerprint()
+                for words in ["check --repair --format vmdk", "check --repair --format raw", "info --chain"] {
+                    _ = try attempt("sh", "-c", "exec '\(Programs.vdimg)' \(words) '\(image)' \(closing)")
+                }
+                #expect(try stage.fingerprint() == before)
+            }
+        }
+
+        /// The daemon keeps nothing open that its caller had: here a lock.
+        @Test func inheritedDescriptors() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                let folder = try stage.makeMountpoint()
+                try tool("flock", stage.file("lock"), Programs.vdmount, image, folder)
+                let disk = try MountedDisk(at: folder)
+                #expect(try attempt("flock", "--nonblock", stage.file("lock"), "true").status == 0)
+                try disk.unmount()
+            }
+        }
+
         /// Another user may read what the options let him.
         @Test func otherUsers() throws {
             try Stage.use { stage in

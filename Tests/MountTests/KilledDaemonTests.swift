@@ -168,6 +168,22 @@ extension MountTests {
             }
         }
 
+        /// A dead mount is cleared from under a loop device too.
+        @Test func deadMountUnderLoopDevice() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 8 << 20)
+                let disk = try stage.mount(image, "--rw")
+                let device = try stage.attach(disk.file)
+                kill(disk.pid, SIGKILL)
+                expectEventually { !isRunning(disk.pid) }
+                let result = try attempt(Programs.vdumount, disk.mountpoint)
+                #expect(result.status == 0 && result.errorText.contains("dead mount"), "\(result.errorText)")
+                #expect(stage.mounts().isEmpty)
+                try stage.detach(device)
+                try stage.mount(image, at: disk.mountpoint, options: ["--rw"]).unmount()
+            }
+        }
+
         /// Without a call of fsync nothing is lost either when some seconds have passed.
         @Test func unsyncedWritesSurviveAfterSomeSeconds() throws {
             try Stage.use { stage in

@@ -137,5 +137,26 @@ extension MountTests {
                 }
             }
         }
+
+        /// Whoever is first gets it, and nobody else.
+        @Test(arguments: [true, false]) func atTheSameMoment(samePlace: Bool) throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 4 << 20)
+                let place = try stage.makeMountpoint()
+                let places = try (0..<4).map { _ in samePlace ? place : try stage.makeMountpoint() }
+                for _ in 0..<4 {
+                    // Readers share an image, but not a place; writers share neither.
+                    let mode = samePlace ? "ro" : "rw"
+                    let programs = try places.map { try stage.start(Programs.vdmount, "-o", mode, image, $0) }
+                    let results = try programs.map { try $0.wait() }
+                    #expect(results.count { $0.status == 0 } == 1)
+                    for result in results where result.status != 0 {
+                        expectRefused(result, samePlace ? "mounted here already" : "is in use by process")
+                    }
+                    #expect(stage.mounts().count == 1)
+                    for mount in stage.mounts() { try tool(Programs.vdumount, mount.path) }
+                }
+            }
+        }
     }
 }

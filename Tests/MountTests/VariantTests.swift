@@ -39,7 +39,7 @@ extension MountTests {
         private static let seed = UInt64.random(in: 0...UInt64.max)
 
         @Test(arguments: bases + children) func writtenThroughTheMount(_ kind: Kind) throws {
-            try Stage.use { stage in
+            try Stage.use(inMemory: kind.isChild) { stage in
                 let size = 40 << 20 + 1536
                 var plan = WritePlan(seed: Self.seed, size: size)
                 let model = try stage.makeRaw("model.raw", size: size)
