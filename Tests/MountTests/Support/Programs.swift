@@ -31,11 +31,8 @@ enum Programs {
 /// What the tests need of the machine.
 enum Machine {
     private static let tools = [
-        "blockdev", "cmp", "cp", "diff", "du", "e2fsck", "fallocate", "findmnt", "fio", "flock", "fstrim",
-        "fusermount3", "losetup", "mkfs.ext4",
-        "mount",
+        "cmp", "cp", "diff", "du", "e2fsck", "fallocate", "fio", "fstrim", "fusermount3", "losetup", "mkfs.ext4", "mount",
         "python3", "qemu-img", "qemu-io", "qemu-storage-daemon", "setpriv", "sha256sum", "stat", "timeout", "umount",
-        "unshare",
         "vmdkmount",
     ]
 
