@@ -47,7 +47,8 @@ let package = Package(
             name: "vdmount",
             dependencies: ["VirtualDisk", "DiskImage", "DiskStorage", "FuseHost", argumentParser, logging],
             swiftSettings: strict),
-        .executableTarget(name: "vdumount", dependencies: ["FuseHost", argumentParser], swiftSettings: strict),
+        .executableTarget(
+            name: "vdumount", dependencies: ["FuseHost", "DiskStorage", argumentParser], swiftSettings: strict),
         .executableTarget(
             name: "vdimg", dependencies: ["VirtualDisk", "DiskImage", "DiskStorage", argumentParser],
             swiftSettings: strict),

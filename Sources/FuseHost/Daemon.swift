@@ -28,7 +28,8 @@ public struct Daemon: ~Copyable {
             throw HostError(subject: program, action: "cannot go to the background", errno: errno)
         }
         if child == 0 {
-            close(ends[0])
+            // A lock or a pipe that the caller left open would stay so for as long as the mount is there.
+            fuseshim_close_others(ends[1])
             return Daemon(pipe: ends[1], program: program)
         }
         close(ends[1])

@@ -95,6 +95,8 @@ public struct MountWatch: ~Copyable {
     public let device: String
     public let mountpoint: String
     public let image: String
+    /// When the record was written, in nanoseconds.
+    private let written: Int
 
     deinit { close(descriptor) }
 
@@ -108,19 +110,32 @@ public struct MountWatch: ~Copyable {
 
     /// The living daemon of a mount, or (with no device known) the one that served a mountpoint and is closing.
     /// Records of killed daemons that are met on the way are removed.
+    ///
+    /// The record of the same device at the same place is the mount's. Without one, the mount was bound or moved
+    /// elsewhere: then the newest of the device counts, since a device's number is used again once its mount is gone,
+    /// which may be while its daemon still closes.
     public static func find(device: String?, mountpoint: String, owners: [UInt32]) -> MountWatch? {
+        if let device, let exact = search(owners, { $0.device == device && $0.mountpoint == mountpoint }) {
+            return exact
+        }
+        return search(owners) { device == nil ? $0.mountpoint == mountpoint : $0.device == device }
+    }
+
+    /// The newest record that fits.
+    private static func search(_ owners: [UInt32], _ fits: (borrowing MountWatch) -> Bool) -> MountWatch? {
+        var newest: MountWatch?
+        var latest = Int.min
         for owner in owners {
             for folder in MountRecord.folders(of: owner) where MountRecord.ownFolder(folder, user: owner) {
                 for name in SystemFiles.names(in: folder) where !name.hasSuffix(".new") {
                     guard let watch = MountWatch(path: "\(folder)/\(name)") else { continue }
-                    // A device's number is used again once its mount is gone: the place must be the same too.
-                    if let device, watch.device != device { continue }
-                    if watch.mountpoint != mountpoint { continue }
-                    return watch
+                    guard fits(watch), watch.written > latest else { continue }
+                    latest = watch.written
+                    newest = consume watch
                 }
             }
         }
-        return nil
+        return newest
     }
 
     private init?(path: String) {
@@ -144,6 +159,9 @@ public struct MountWatch: ~Copyable {
         self.device = device
         self.mountpoint = mountpoint
         image = values["image"] ?? ""
+        var status = stat()
+        unsafe fstat(descriptor, &status)
+        written = status.st_mtim.tv_sec &* 1_000_000_000 &+ status.st_mtim.tv_nsec
     }
 
     private static func values(_ descriptor: Int32) -> [String: String] {

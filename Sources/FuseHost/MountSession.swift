@@ -48,9 +48,14 @@ import Glibc
 
     /// Mounts and returns when reads are served: warnings for the user. Nothing is mounted if it throws.
     public func mount(at place: Mountpoint) throws(HostError) -> [String] {
+        try place.alone { () throws(HostError) in try mountAlone(at: place) }
+    }
+
+    private func mountAlone(at place: Mountpoint) throws(HostError) -> [String] {
         var warnings: [String] = []
-        try openSession(at: place, &warnings)
+        // From here on a signal waits for `serve`: it would leave a mount without a daemon.
         signals = fuseshim_signal_descriptor()
+        try openSession(at: place, &warnings)
         guard let session = unsafe session else { return [] }
         let lanes = unsafe LanePool(
             session: session, maximum: options.maximumLanes, kept: options.keptLanes, ended: ended)

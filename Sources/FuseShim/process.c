@@ -20,6 +20,12 @@ extern char **environ;
 
 pid_t fuseshim_fork(void) { return fork(); }
 
+void fuseshim_close_others(int kept) {
+    if (kept > 3)
+        close_range(3, (unsigned)kept - 1, 0);
+    close_range(kept < 3 ? 3 : (unsigned)kept + 1, ~0U, 0);
+}
+
 int fuseshim_run(const char *const *arguments, char *output, size_t output_size) {
     if (output_size > 0)
         output[0] = 0;

@@ -89,6 +89,17 @@ struct FileFinder: CompanionOpener {
             identity: FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)))
     }
 
+    /// A path that cannot be walked is like one that leads nowhere: another candidate may do. What this process lacks
+    /// is no such thing.
+    private func resolveCandidate(_ path: String) throws(DiskError) -> Found? {
+        do throws(DiskError) {
+            return try resolve(path)
+        } catch {
+            if [EMFILE, ENFILE, ENOMEM].contains(error.errno) { throw error }
+            return nil
+        }
+    }
+
     // MARK: - Files that an image names
 
     func openCompanion(
@@ -110,9 +121,8 @@ struct FileFinder: CompanionOpener {
     private func find(_ names: [String], of imagePath: String, what: String) throws(DiskError) -> Found {
         var refused: String?
         for candidate in candidates(names, imagePath) {
-            // A path that cannot be walked is like one that leads nowhere: another candidate may do.
-            guard let found = try? resolve(candidate) else { continue }
-            guard isAllowed(found.path, for: imagePath) else {
+            guard let found = try resolveCandidate(candidate) else { continue }
+            guard try isAllowed(found.path, for: imagePath) else {
                 refused = refused ?? found.path
                 continue
             }
@@ -171,12 +181,13 @@ struct FileFinder: CompanionOpener {
     }
 
     /// Whether a real path lies where files of this image may lie.
-    private func isAllowed(_ path: String, for imagePath: String) -> Bool {
+    private func isAllowed(_ path: String, for imagePath: String) throws(DiskError) -> Bool {
         let path = FilePath(path)
-        return searchFolders(of: imagePath).contains { folder in
-            guard let found = try? resolve(folder) else { return false }
-            return path.starts(with: FilePath(found.path))
+        for folder in searchFolders(of: imagePath) {
+            guard let found = try resolveCandidate(folder) else { continue }
+            if path.starts(with: FilePath(found.path)) { return true }
         }
+        return false
     }
 
     /// The paths of all regular files in the folders of an image, for a search by UUID.

@@ -5,6 +5,11 @@ import Glibc
 /// `vdimg`: creates, inspects and checks images.
 @main
 struct VDImg: ParsableCommand {
+    static func main() {
+        ProcessPreparation.run()
+        main(nil)
+    }
+
     static let configuration = CommandConfiguration(
         commandName: "vdimg",
         abstract: "Create, inspect, check and repair virtual disk images.",

@@ -8,6 +8,21 @@ import VirtualDisk
 /// `vdmount`: exposes the disk of a chain of images as one raw file.
 @main
 struct VDMount: ParsableCommand {
+    static func main() {
+        ProcessPreparation.run()
+        main(Self.separated(CommandLine.arguments.dropFirst()))
+    }
+
+    /// `-oLIST` in one word, as mount(8) and its helpers write it too, as `-o LIST`: the parser takes a value that is
+    /// joined to its option only if no `=` is in it.
+    private static func separated(_ arguments: ArraySlice<String>) -> [String] {
+        let options = arguments.prefix { $0 != "--" }
+        let words = options.flatMap { word in
+            word.hasPrefix("-o") && word.count > 2 ? ["-o", String(word.dropFirst(2))] : [word]
+        }
+        return words + arguments.dropFirst(options.count)
+    }
+
     static let configuration = CommandConfiguration(
         commandName: "vdmount",
         abstract: "Expose a virtual disk image, with all images below it, as one raw file.",

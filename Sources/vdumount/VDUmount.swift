@@ -1,10 +1,16 @@
 import ArgumentParser
+import DiskStorage
 import FuseHost
 import Glibc
 
 /// `vdumount MOUNTPOINT...`: unmounts, and returns when the disks are closed.
 @main
 struct VDUmount: ParsableCommand {
+    static func main() {
+        ProcessPreparation.run()
+        main(nil)
+    }
+
     static let configuration = CommandConfiguration(
         commandName: "vdumount",
         abstract: "Unmount what vdmount mounted, and return when the disk is closed.",

@@ -45,17 +45,65 @@ extension MountTests {
                 #expect(try status("ro").mode == 0o400)
                 #expect(try status("rw").mode == 0o600)
                 #expect(try status("rw,ro").mode == 0o400)
-                #expect(try status("rw,noatime,nofail,noauto,_netdev,x-systemd.automount,x-foo,allow_other").mode == 0o600)
+                #expect(
+                    try status("rw,noatime,nofail,noauto,_netdev,x-systemd.automount,x-foo,allow_other").mode == 0o600)
                 let other = try status("ro,uid=65534,gid=7,umask=027")
                 #expect(other.mode == 0o440 && other.owner == 65534 && other.group == 7)
                 #expect(try status("rw,umask=0").mode == 0o666)
                 #expect(try status("format=vmdk,allow-dir=/tmp,log-level=debug,table-cache=1M,lanes=2").size == 1 << 20)
                 let folder = try stage.makeFolder("refused")
-                for options in ["ro,no-such", "uid=me", "umask=9", "format=", "allow-dir", "lanes=x", "table-cache=many"] {
+                for options in [
+                    "ro,no-such", "uid=me", "umask=9", "format=", "allow-dir", "lanes=x", "table-cache=many",
+                ] {
                     let result = try attempt(Programs.vdmount, "-o", options, image, folder)
-                    expectRefused(result, status: 64, options.split(separator: ",").last.map(String.init)?.split(separator: "=").first.map(String.init) ?? "")
+                    expectRefused(
+                        result, status: 64,
+                        options.split(separator: ",").last.map(String.init)?.split(separator: "=").first.map(
+                            String.init) ?? "")
                 }
                 #expect(stage.mounts().isEmpty)
+            }
+        }
+
+        /// As with mount(8), the list may follow at once.
+        @Test func joinedOption() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                let disk = try stage.mount(image, "-orw,umask=077")
+                #expect(try FileStatus(disk.file).mode == 0o600)
+                try disk.unmount()
+            }
+        }
+
+        /// A caller that closed its standard descriptors: no image gets their numbers.
+        @Test(arguments: ["<&-", "<&- >&- 2>&-", ">&-", "2>&-"]) func closedDescriptors(_ closing: String) throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 4 << 20)
+                try qemuIO(image, "write -P 7 0 4M")
+                let folder = try stage.makeMountpoint()
+                try tool("sh", "-c", "exec '\(Programs.vdmount)' --rw '\(image)' '\(folder)' \(closing)")
+                let disk = try MountedDisk(at: folder)
+                try qemuIO(disk.file, format: "raw", "read -P 7 0 4M", "write -P 8 1M 1M")
+                try disk.unmount()
+                try qemuIO(image, "read -P 7 0 1M", "read -P 8 1M 1M", "read -P 7 2M 2M")
+                // What fails must not write its message into the image.
+                let before = try stage.fingerprint()
+                for words in ["check --repair --format vmdk", "check --repair --format raw", "info --chain"] {
+                    _ = try attempt("sh", "-c", "exec '\(Programs.vdimg)' \(words) '\(image)' \(closing)")
+                }
+                #expect(try stage.fingerprint() == before)
+            }
+        }
+
+        /// The daemon keeps nothing open that its caller had: here a lock.
+        @Test func inheritedDescriptors() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                let folder = try stage.makeMountpoint()
+                try tool("flock", stage.file("lock"), Programs.vdmount, image, folder)
+                let disk = try MountedDisk(at: folder)
+                #expect(try attempt("flock", "--nonblock", stage.file("lock"), "true").status == 0)
+                try disk.unmount()
             }
         }
 
@@ -152,7 +200,10 @@ extension MountTests {
                 try qemuIO(base, "write -P 1 1M 1M")
                 let child = stage.file("child.vmdk")
                 try vdimg("create", "--quiet", "--parent", base, child)
-                for words in [["info", "--chain", "--json", child], ["map", "--json", child], ["check", "--json", child], ["formats", "--json"]] {
+                for words in [
+                    ["info", "--chain", "--json", child], ["map", "--json", child], ["check", "--json", child],
+                    ["formats", "--json"],
+                ] {
                     let text = try tool([Programs.vdimg] + words)
                     let result = try Subprocess.run(["python3", "-m", "json.tool"], input: Array(text.utf8))
                     #expect(result.status == 0, "\(words): \(text)")
@@ -160,7 +211,9 @@ extension MountTests {
                 #expect(try vdimg("map", child).contains(base))
                 expectRefused(try attempt(Programs.vdimg, "create", "--size", "1M", base), base, "exists")
                 #expect(try FileStatus(base).size > 1 << 20)
-                expectRefused(try attempt(Programs.vdimg, "create", "--variant", "round", "--size", "1M", stage.file("x.vmdk")), "round")
+                expectRefused(
+                    try attempt(Programs.vdimg, "create", "--variant", "round", "--size", "1M", stage.file("x.vmdk")),
+                    "round")
                 #expect(throws: SystemFailure(ENOENT)) { try FileStatus(stage.file("x.vmdk")) }
             }
         }

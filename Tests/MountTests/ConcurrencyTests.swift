@@ -97,7 +97,8 @@ extension MountTests {
                     import os, sys
                     disk = os.open(sys.argv[1], os.O_RDWR)
                     for position in range(0, 16 << 20, 20480):
-                        os.pwrite(disk, bytes([2 + position // 20480 % 250]) * min(20480, (16 << 20) - position), position)
+                        data = bytes([2 + position // 20480 % 250]) * min(20480, (16 << 20) - position)
+                        os.pwrite(disk, data, position)
                     """
                 let reader = """
                     import mmap, os, random, sys
@@ -119,6 +120,65 @@ extension MountTests {
                 }
                 try disk.unmount()
                 try tool("qemu-img", "check", "-q", child)
+            }
+        }
+
+        /// Programs that write, give up and zero blocks of 4 KiB, each its own, side by side in the same grains.
+        @Test(arguments: [
+            [], ["--option", "zeroed-grain=on"], ["--block-size", "4K", "--option", "zeroed-grain=on"],
+            ["--variant", "esx-sparse"],
+        ]) func neighboursInOneGrain(_ options: [String]) throws {
+            try Stage.use(inMemory: true) { stage in
+                let base = stage.file("base.vmdk")
+                try vdimg("create", "--quiet", "--size", "24M", base)
+                try qemuIO(base, "write -P 1 0 20M")
+                let child = stage.file("child.vmdk")
+                try tool([Programs.vdimg, "create", "--quiet"] + options + ["--parent", base, child])
+                let disk = try stage.mount(child, "--rw")
+                let program = """
+                    import ctypes, mmap, os, random, sys
+                    path, me, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+                    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+                    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+                    choice = random.Random(seed + me)
+                    disk = os.open(path, os.O_RDWR | os.O_DIRECT)
+                    page = mmap.mmap(-1, 4096)
+                    own = range(me, os.fstat(disk).st_size // 4096, 4)
+                    known = {}
+                    def check(block):
+                        os.preadv(disk, [page], block * 4096)
+                        if page[:] != bytes([known[block]]) * 4096:
+                            sys.exit("seed %d: block %d: %r, not %d" % (seed, block, set(page[:]), known[block]))
+                    for step in range(1500):
+                        block = choice.choice(own[:300]) if step % 2 else choice.choice(own)
+                        what = choice.randrange(10)
+                        if what < 5:
+                            known[block] = choice.randrange(1, 256)
+                            page[:] = bytes([known[block]]) * 4096
+                            os.pwrite(disk, page, block * 4096)
+                        elif what < 7:
+                            known[block] = 0
+                            if fallocate(disk, 3 if what == 5 else 0x11, block * 4096, 4096):
+                                sys.exit("fallocate: error %d" % ctypes.get_errno())
+                        elif known and (what < 9 or step % 50):
+                            check(choice.choice(list(known)))
+                        else:
+                            os.fsync(disk)
+                    for block in known:
+                        check(block)
+                    """
+                let seed = Int.random(in: 0...1 << 40)
+                let programs = try (0..<4).map {
+                    try stage.start("python3", "-c", program, disk.file, "\($0)", "\(seed)")
+                }
+                for program in programs {
+                    let result = try program.wait()
+                    #expect(result.status == 0, "\(result.errorText)")
+                }
+                try tool("cp", disk.file, stage.file("copy.raw"))
+                try disk.unmount()
+                try expectEqual(child, toRaw: stage.file("copy.raw"))
+                #expect(try attempt(Programs.vdimg, "check", child).status == 0)
             }
         }
     }

@@ -80,7 +80,9 @@ extension MountTests {
                 try tool("cp", disk.file, model)
                 for file in [disk.file, model] { try qemuIO(file, format: "raw", writes) }
                 var ranges = (0..<12).map { _ in plan.range(maximum: 3 << 20, aligned: false) }
-                ranges += [(1 << 20, 4 << 20), (1 << 20, 1), (8 << 20 + 511, 2), (size - 700, 700), (size - 65536, 65536)]
+                ranges += [
+                    (1 << 20, 4 << 20), (1 << 20, 1), (8 << 20 + 511, 2), (size - 700, 700), (size - 65536, 65536),
+                ]
                 for (offset, count) in ranges {
                     for (mode, file) in [(mode, disk.file), ("--punch-hole", model)] {
                         try tool("fallocate", mode, "--keep-size", "-o", "\(offset)", "-l", "\(count)", file)

@@ -46,7 +46,8 @@ extension MountTests {
                                 let bytes = try file.read(at: offset, count: count)
                                 #expect(isEqual(bytes[...], model[offset..<offset + count]), "seed \(Self.seed)")
                             } else {
-                                let bytes = [UInt8](repeating: UInt8.random(in: 0...255, using: &generator), count: count)
+                                let bytes = [UInt8](
+                                    repeating: UInt8.random(in: 0...255, using: &generator), count: count)
                                 let done = try file.write(bytes, at: offset)
                                 #expect(done == count)
                                 model.replaceSubrange(offset..<offset + count, with: bytes)
@@ -115,8 +116,10 @@ extension MountTests {
                 let folder = disk.mountpoint
                 for command in [
                     ["touch", "\(folder)/new"], ["mkdir", "\(folder)/new"], ["rm", "-f", disk.file],
-                    ["mv", disk.file, "\(folder)/other"], ["ln", "-s", "x", "\(folder)/link"], ["ln", disk.file, "\(folder)/link"],
-                    ["chmod", "644", disk.file], ["chown", "1", disk.file], ["chmod", "755", folder], ["mknod", "\(folder)/n", "p"],
+                    ["mv", disk.file, "\(folder)/other"], ["ln", "-s", "x", "\(folder)/link"],
+                    ["ln", disk.file, "\(folder)/link"],
+                    ["chmod", "644", disk.file], ["chown", "1", disk.file], ["chmod", "755", folder],
+                    ["mknod", "\(folder)/n", "p"],
                 ] {
                     let result = try attempt(command)
                     #expect(result.status != 0, "\(command)")
@@ -173,7 +176,9 @@ extension MountTests {
                 }
                 try OpenedFile.with(disk.file) { file in
                     try file.sync()
-                    #expect(throws: SystemFailure(EACCES)) { try file.mapped(at: 0, count: 4096, writable: true) { _ in } }
+                    #expect(throws: SystemFailure(EACCES)) {
+                        try file.mapped(at: 0, count: 4096, writable: true) { _ in }
+                    }
                     #expect(throws: SystemFailure(EBADF)) { try file.write([1], at: 0) }
                 }
                 let device = try stage.attach(disk.file)
@@ -187,7 +192,9 @@ extension MountTests {
         @Test func copies() throws {
             let size = 3 << 20 + 512
             try withDisk(size: size) { stage, _, disk, model in
-                try tool("dd", "if=/dev/urandom", "of=\(disk.file)", "bs=100000", "seek=3", "count=5", "conv=notrunc", "status=none")
+                try tool(
+                    "dd", "if=/dev/urandom", "of=\(disk.file)", "bs=100000", "seek=3", "count=5", "conv=notrunc",
+                    "status=none")
                 try tool("cp", disk.file, stage.file("copy1"))
                 try tool("dd", "if=\(disk.file)", "of=\(stage.file("copy2"))", "bs=1M", "iflag=direct", "status=none")
                 try tool("sh", "-c", "cat '\(disk.file)' > '\(stage.file("copy3"))'")

@@ -12,7 +12,8 @@ extension MountTests {
             init(_ paths: [String]) throws {
                 descriptor = inotify_init1(Int32(IN_NONBLOCK) | Int32(IN_CLOEXEC))
                 for path in paths {
-                    guard unsafe inotify_add_watch(descriptor, path, UInt32(IN_OPEN | IN_ACCESS | IN_MODIFY)) >= 0 else {
+                    guard unsafe inotify_add_watch(descriptor, path, UInt32(IN_OPEN | IN_ACCESS | IN_MODIFY)) >= 0
+                    else {
                         throw SystemFailure(errno)
                     }
                 }
@@ -53,7 +54,8 @@ extension MountTests {
                 let device = try stage.attach(try stage.makeRaw("device.raw", size: 1 << 20))
                 let watch = try Watch([secret, "/etc/shadow", "\(folder)/fifo", "\(folder)/zero", device])
                 let names = [
-                    "/etc/shadow", "../secret", "../../../../../../../../etc/shadow", secret, "link", "up/secret", "magic",
+                    "/etc/shadow", "../secret", "../../../../../../../../etc/shadow", secret, "link", "up/secret",
+                    "magic",
                     "fifo", "zero", "/dev/zero", device, "/proc/self/mem", "/proc/self/fd/0", ".", "..", "", "up",
                     #"..\secret"#, "./../secret", "images/../../secret",
                 ]
@@ -82,7 +84,9 @@ extension MountTests {
                 try tool("mkfifo", "\(folder)/fifo")
                 let watch = try Watch([secret, "/etc/shadow", "\(folder)/fifo"])
                 let place = try stage.makeFolder("place")
-                for name in ["/etc/shadow", "../secret.vmdk", secret, "link.vmdk", "fifo", "/dev/zero", "..", "/proc/self/mem"] {
+                for name in [
+                    "/etc/shadow", "../secret.vmdk", secret, "link.vmdk", "fifo", "/dev/zero", "..", "/proc/self/mem",
+                ] {
                     try writeFile("\(folder)/disk.vmdk", descriptor("own", parent: name))
                     expectRefused(try attempt(Programs.vdmount, "\(folder)/disk.vmdk", place), folder)
                 }

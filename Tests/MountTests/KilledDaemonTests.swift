@@ -158,12 +158,29 @@ extension MountTests {
                 expectEventually { !isRunning(disk.pid) }
                 expectUnclean(try attempt(Programs.vdimg, "check", image))
                 let result = try attempt(Programs.vdmount, "--rw", image, folder)
-                #expect(result.status == 0 && result.errorText.contains("cleared the dead mount"), "\(result.errorText)")
+                #expect(
+                    result.status == 0 && result.errorText.contains("cleared the dead mount"), "\(result.errorText)")
                 disk = try MountedDisk(at: folder)
                 try qemuIO(disk.file, format: "raw", "read -P 3 1M 1M")
                 try disk.unmount()
                 #expect(try attempt(Programs.vdimg, "check", image).status == 0)
                 try tool("qemu-img", "check", "-q", image)
+            }
+        }
+
+        /// A dead mount is cleared from under a loop device too.
+        @Test func deadMountUnderLoopDevice() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 8 << 20)
+                let disk = try stage.mount(image, "--rw")
+                let device = try stage.attach(disk.file)
+                kill(disk.pid, SIGKILL)
+                expectEventually { !isRunning(disk.pid) }
+                let result = try attempt(Programs.vdumount, disk.mountpoint)
+                #expect(result.status == 0 && result.errorText.contains("dead mount"), "\(result.errorText)")
+                #expect(stage.mounts().isEmpty)
+                try stage.detach(device)
+                try stage.mount(image, at: disk.mountpoint, options: ["--rw"]).unmount()
             }
         }
 

@@ -32,12 +32,15 @@ extension MountTests {
                 let disk = try stage.mount(child, "--rw")
                 let commands = [
                     ["qemu-img", "check", child], ["qemu-img", "info", child],
-                    ["qemu-io", "-f", "vmdk", "-c", "write 0 512", child], ["qemu-io", "-r", "-f", "vmdk", "-c", "read 0 512", child],
+                    ["qemu-io", "-f", "vmdk", "-c", "write 0 512", child],
+                    ["qemu-io", "-r", "-f", "vmdk", "-c", "read 0 512", child],
                     ["qemu-io", "-f", "vmdk", "-c", "write 0 512", base], ["qemu-img", "resize", base, "8M"],
                 ]
                 for command in commands {
                     let result = try attempt(command)
-                    #expect(result.status != 0 && result.errorText.contains("Failed to get"), "\(command): \(result.errorText)")
+                    #expect(
+                        result.status != 0 && result.errorText.contains("Failed to get"),
+                        "\(command): \(result.errorText)")
                 }
                 try tool("qemu-img", "info", "--force-share", child)
                 // Others may read the base.
@@ -58,7 +61,8 @@ extension MountTests {
                 try tool("qemu-img", "check", "-q", image)
                 for disk in disks { try qemuIO(disk.file, format: "raw", readOnly: true, "read -P 5 0 4M") }
                 let write = try attempt("qemu-io", "-f", "vmdk", "-c", "write 0 512", image)
-                #expect(write.status != 0 && write.errorText.contains("Failed to get \"write\" lock"), "\(write.errorText)")
+                #expect(
+                    write.status != 0 && write.errorText.contains("Failed to get \"write\" lock"), "\(write.errorText)")
                 let folder = try stage.makeFolder("other")
                 let refused = try attempt(Programs.vdmount, "--rw", image, folder)
                 expectRefused(refused, "(vdmount)", "cannot be opened for writing")
@@ -130,6 +134,27 @@ extension MountTests {
                     try disk.unmount()
                     #expect(try OpenedFile.with(image) { try $0.read(at: 72, count: 1) } == [0], "the unclean mark")
                     try qemuIO(image, "read -P \(round) \(round << 22) 4M", "write -P 1 0 512")
+                }
+            }
+        }
+
+        /// Whoever is first gets it, and nobody else.
+        @Test(arguments: [true, false]) func atTheSameMoment(samePlace: Bool) throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 4 << 20)
+                let place = try stage.makeMountpoint()
+                let places = try (0..<4).map { _ in samePlace ? place : try stage.makeMountpoint() }
+                for _ in 0..<4 {
+                    // Readers share an image, but not a place; writers share neither.
+                    let mode = samePlace ? "ro" : "rw"
+                    let programs = try places.map { try stage.start(Programs.vdmount, "-o", mode, image, $0) }
+                    let results = try programs.map { try $0.wait() }
+                    #expect(results.count { $0.status == 0 } == 1)
+                    for result in results where result.status != 0 {
+                        expectRefused(result, samePlace ? "mounted here already" : "is in use by process")
+                    }
+                    #expect(stage.mounts().count == 1)
+                    for mount in stage.mounts() { try tool(Programs.vdumount, mount.path) }
                 }
             }
         }

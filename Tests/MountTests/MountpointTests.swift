@@ -97,7 +97,9 @@ extension MountTests {
                 let image = try image(stage)
                 let missing = stage.file("missing")
                 expectRefused(try attempt(Programs.vdmount, image, missing), missing, "mkdir")
-                expectRefused(try attempt(Programs.vdmount, image, "/dev/null"), "/dev/null", "neither a folder nor a regular file")
+                expectRefused(
+                    try attempt(Programs.vdmount, image, "/dev/null"), "/dev/null",
+                    "neither a folder nor a regular file")
                 let disk = try stage.mount(image)
                 let again = try attempt(Programs.vdmount, image, disk.mountpoint)
                 expectRefused(again, disk.mountpoint, "mounted here already", "vdumount \(disk.mountpoint)")
@@ -179,12 +181,53 @@ extension MountTests {
             }
         }
 
+        /// Seen at two places, it is closed when the last one goes.
+        @Test func boundElsewhere() throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let disk = try stage.mount(image, "--rw")
+                let other = try stage.makeFolder("other")
+                try tool("mount", "--bind", disk.mountpoint, other)
+                let first = try attempt(Programs.vdumount, disk.mountpoint)
+                #expect(first.status == 0 && first.errorText.contains(other), "\(first.errorText)")
+                try qemuIO("\(other)/disk.raw", format: "raw", "write -P 3 0 2M")
+                try tool(Programs.vdumount, other)
+                #expect(try OpenedFile.with(image) { try $0.read(at: 72, count: 1) } == [0], "the unclean mark")
+                try expectEnded(stage, disk, image)
+            }
+        }
+
+        /// `vdumount --all`, in a mount namespace where nobody else's disks are to be seen.
+        @Test func all() throws {
+            try Stage.use { stage in
+                let image = try image(stage)
+                let script = """
+                    set -e
+                    findmnt --noheadings --raw --output TARGET --types fuse.vdmount | while read -r other; do
+                        umount --lazy "$other"
+                    done
+                    "$1/vdmount" "$2" "$3"
+                    "$1/vdmount" "$2" "$4"
+                    [ "$(findmnt --noheadings --types fuse.vdmount | wc -l)" = 2 ]
+                    "$1/vdumount" --all
+                    [ "$(findmnt --noheadings --types fuse.vdmount | wc -l)" = 0 ]
+                    "$1/vdumount" --all
+                    """
+                let result = try attempt(
+                    "unshare", "--mount", "sh", "-c", script, "sh", Programs.folder, image, stage.makeFolder("one"),
+                    stage.makeFolder("two"))
+                #expect(result.status == 0 && result.errors.isEmpty, "\(result.errorText)")
+                try qemuIO(image, "write -P 1 0 512")
+            }
+        }
+
         @Test func busyWithLoopDevice() throws {
             try Stage.use { stage in
                 let disk = try stage.mount(image(stage), "--rw")
                 let device = try stage.attach(disk.file)
                 expectRefused(
-                    try attempt(Programs.vdumount, disk.mountpoint), disk.mountpoint, device, "losetup --detach \(device)")
+                    try attempt(Programs.vdumount, disk.mountpoint), disk.mountpoint, device,
+                    "losetup --detach \(device)")
                 try tool("mkfs.ext4", "-q", "-F", device)
                 let folder = try stage.mountFileSystem(device)
                 expectRefused(try attempt(Programs.vdumount, disk.mountpoint), device, "mounted at \(folder)")
@@ -235,6 +278,8 @@ extension MountTests {
                     user qemu-io -f raw -c 'read -P 7 0 4M' -c 'write -P 1 0 1M' "$4/disk.raw" > /dev/null
                     if cmp -n 512 "$4/disk.raw" "$4/disk.raw"; then echo seen; fi
                     user "$1/vdumount" "$4"
+                    user "$1/vdmount" "$3" "$4" 2> /dev/null
+                    "$1/vdumount" "$4"
                     """
                 let result = try attempt(
                     "unshare", "--mount", "sh", "-c", script, "sh", Programs.folder, stage.file("fuse"), image, folder)

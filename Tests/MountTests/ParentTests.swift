@@ -23,7 +23,8 @@ extension MountTests {
                 text + "ddb.uuid.image=\"\(Self.baseUUID)\"\nddb.uuid.modification=\"\(Self.changeUUID)\"\n"
             }
             try editDescriptor(child) { text in
-                let text = replacingLine(replacingLine(text, "parentFileNameHint", nil), "parentCID", "parentCID=ffffffff")
+                let text = replacingLine(
+                    replacingLine(text, "parentFileNameHint", nil), "parentCID", "parentCID=ffffffff")
                 return text + """
                     ddb.uuid.image="99999999-2222-4333-8444-555555555555"
                     ddb.uuid.parent="\(Self.baseUUID)"
@@ -36,7 +37,8 @@ extension MountTests {
         private func expectReads(_ stage: Stage, _ image: String, _ options: String...) throws {
             let place = try stage.makeMountpoint()
             let disk = try stage.mount(image, at: place, options: options)
-            try qemuIO(disk.file, format: "raw", readOnly: true, "read -P 17 0 1M", "read -P 34 1M 1M", "read -P 17 2M 2M")
+            try qemuIO(
+                disk.file, format: "raw", readOnly: true, "read -P 17 0 1M", "read -P 34 1M 1M", "read -P 17 2M 2M")
             try disk.unmount()
         }
 
@@ -143,7 +145,9 @@ extension MountTests {
                 try tool("mv", base, outside)
                 try tool("mv", child, try stage.makeFolder("children"))
                 let moved = stage.file("children/child.vmdk")
-                try editDescriptor(moved) { replacingLine($0, "parentFileNameHint", "parentFileNameHint=\"\(outside)\"") }
+                try editDescriptor(moved) {
+                    replacingLine($0, "parentFileNameHint", "parentFileNameHint=\"\(outside)\"")
+                }
                 // It is there, and not trusted.
                 try expectCannotMount(stage, moved, outside, "child.vmdk", "--allow-dir")
                 try expectReads(stage, moved, "--allow-dir", folder)
@@ -155,7 +159,8 @@ extension MountTests {
         }
 
         @Test(arguments: [
-            "/home/somebody/vms/base.vmdk", #"C:\\VMs\\My Machine\\base.vmdk"#, #"C:\VMs\base.vmdk"#, "../elsewhere/base.vmdk",
+            "/home/somebody/vms/base.vmdk", #"C:\\VMs\\My Machine\\base.vmdk"#, #"C:\VMs\base.vmdk"#,
+            "../elsewhere/base.vmdk",
             #".\base.vmdk"#, "./base.vmdk", "[datastore1] vm/base.vmdk", #"\\server\share\base.vmdk"#,
         ]) func movedChainIsFoundByItsName(_ hint: String) throws {
             try Stage.use { stage in

@@ -75,6 +75,27 @@ extension MountTests {
             }
         }
 
+        /// A snapshot may be larger or smaller than what it is over.
+        @Test(arguments: [3 << 20 + 512, 9 << 20]) func snapshotOfAnotherSize(_ size: Int) throws {
+            try Stage.use { stage in
+                let base = try stage.makeImage("base.vmdk", size: 5 << 20 + 512)
+                try qemuIO(base, "write -P 1 0 \(5 << 20 + 512)")
+                let child = stage.file("child.vmdk")
+                try tool(
+                    "qemu-img", "create", "-q", "-f", "vmdk", "-b", "base.vmdk", "-F", "vmdk", child, "\(size)")
+                try qemuIO(child, "write -P 2 1M 100k")
+                try expectEqualToQEMU(stage, child, size: size)
+                // Writes at the end of what comes from below fill the rest of the grain with zeros.
+                let disk = try stage.mount(child, "--rw")
+                try qemuIO(
+                    disk.file, format: "raw", "write -P 3 \(size - 700) 700",
+                    "write -P 4 \(min(size, 5 << 20) - 90000) 10")
+                try tool("cp", disk.file, stage.file("copy.raw"))
+                try disk.unmount()
+                try expectEqual(child, toRaw: stage.file("copy.raw"))
+            }
+        }
+
         @Test func zeroGrainsHideTheParent() throws {
             try Stage.use { stage in
                 let size = 16 << 20

@@ -97,6 +97,10 @@ static inline void clinux_fence_acquire(void *p) {
 static inline void clinux_fence_release(void) { __atomic_thread_fence(__ATOMIC_RELEASE); }
 
 /* ---- processes ---- */
+/* Gives the standard descriptors 0 to 2 that are closed to /dev/null; 0 or -errno. */
+int clinux_fill_standard_descriptors(void);
+/* Sets the soft limit of open files to the hard one; 0 or -errno. */
+int clinux_raise_file_limit(void);
 /* 64 random bits from getrandom(2). */
 uint64_t clinux_random(void);
 int clinux_errno(void);

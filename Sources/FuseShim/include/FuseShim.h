@@ -139,6 +139,9 @@ void fuseshim_lanes_interrupt(fuseshim_session *session);
 /* fork(2). Only before the first thread and the first use of Dispatch: neither survives it. */
 pid_t fuseshim_fork(void);
 
+/* Closes every descriptor from 3 on but this one: what the caller had open is not ours to keep. */
+void fuseshim_close_others(int kept);
+
 /*
  * Runs a program found in PATH with the arguments (NULL-terminated) and waits for its end. Returns its exit status,
  * -1 if it could not be run or was killed. What it wrote to standard error goes into `output`.

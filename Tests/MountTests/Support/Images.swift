@@ -54,7 +54,9 @@ struct WritePlan {
 /// The images of a test.
 extension Stage {
     /// An image made by qemu-img.
-    func makeImage(_ name: String, size: Int, subformat: String = "monolithicSparse", _ options: String = "") throws -> String {
+    func makeImage(
+        _ name: String, size: Int, subformat: String = "monolithicSparse", _ options: String = ""
+    ) throws -> String {
         let options = "subformat=\(subformat)" + (options.isEmpty ? "" : ",\(options)")
         try tool("qemu-img", "create", "-q", "-f", "vmdk", "-o", options, file(name), "\(size)")
         return file(name)

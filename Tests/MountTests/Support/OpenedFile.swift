@@ -96,7 +96,8 @@ final class OpenedFile: Sendable {
     /// mmap(2), MAP_SHARED, for as long as `body` runs.
     func mapped(at offset: Int, count: Int, writable: Bool, _ body: (MappedMemory) throws -> Void) throws {
         let protection = writable ? PROT_READ | PROT_WRITE : PROT_READ
-        guard let start = unsafe mmap(nil, count, protection, MAP_SHARED, descriptor, offset), unsafe start != MAP_FAILED
+        guard let start = unsafe mmap(nil, count, protection, MAP_SHARED, descriptor, offset),
+            unsafe start != MAP_FAILED
         else { throw SystemFailure(errno) }
         defer { unsafe munmap(start, count) }
         unsafe try body(MappedMemory(bytes: UnsafeMutableRawBufferPointer(start: start, count: count)))

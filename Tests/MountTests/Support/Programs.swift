@@ -31,8 +31,11 @@ enum Programs {
 /// What the tests need of the machine.
 enum Machine {
     private static let tools = [
-        "cmp", "cp", "diff", "du", "e2fsck", "fallocate", "fio", "fstrim", "fusermount3", "losetup", "mkfs.ext4", "mount",
+        "blockdev", "cmp", "cp", "diff", "du", "e2fsck", "fallocate", "findmnt", "fio", "flock", "fstrim",
+        "fusermount3", "losetup", "mkfs.ext4",
+        "mount",
         "python3", "qemu-img", "qemu-io", "qemu-storage-daemon", "setpriv", "sha256sum", "stat", "timeout", "umount",
+        "unshare",
         "vmdkmount",
     ]
 

@@ -110,7 +110,9 @@ final class Stage {
         }
     }
 
-    private func daemons() -> [Int32] { processIdentifiers(of: "vdmount", withArgument: { $0.hasPrefix(self.path + "/") }) }
+    private func daemons() -> [Int32] {
+        processIdentifiers(of: "vdmount", withArgument: { $0.hasPrefix(self.path + "/") })
+    }
 }
 
 /// A program that runs beside the test.
