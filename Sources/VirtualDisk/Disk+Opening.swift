@@ -130,17 +130,24 @@ struct ChainOpener {
         var quiet = options
         quiet.locksImages = false
         let probe = ChainOpener(options: quiet)
+        var failure: DiskError?
         for path in finder.neighbours(of: childPath) {
             guard path != childPath, let file = try? probe.finder.open(path, isWritable: false),
                 let driver = try? Formats.all.probe(file.storage),
                 let layer = try? probe.openLayer(driver, file.storage, file.path, .information, shownAs: path),
                 layer.backend.identity.uuid == uuid
             else { continue }
-            let found = try finder.openParent([path], of: childPath)
-            let opened = try openLayer(driver, found.storage, found.path, mode, shownAs: found.path)
-            guard opened.backend.identity.uuid == uuid else { continue }
-            return (opened, found.identity)
+            do throws(DiskError) {
+                let found = try finder.openParent([path], of: childPath)
+                let opened = try openLayer(driver, found.storage, found.path, mode, shownAs: found.path)
+                guard opened.backend.identity.uuid == uuid else { continue }
+                return (opened, found.identity)
+            } catch {
+                // It may be described and yet be damaged; there may be a copy that is not.
+                failure = failure ?? error
+            }
         }
+        if let failure { throw failure }
         return nil
     }
 }

@@ -30,6 +30,11 @@ struct VMDKDriver: ImageDriver {
                 cache: request.cache,
                 companions: request.companions, skipsConsistencyChecks: true))
         var report = CheckReport()
+        for extent in image.extents where extent.map.kind == .inaccessible || extent.map.kind == .flat {
+            // (Of the others that are damaged, their checker tells what that amounts to.)
+            guard let damage = extent.damage else { continue }
+            report.add(.init(.loss, file: image.storages[Int(extent.map.storage)].storage.name, damage))
+        }
         for extent in image.extents where extent.map.kind == .seSparse {
             report.merge(VMDKTranslationCheck.run(extent, file: image.storages[Int(extent.map.storage)].storage.name))
         }

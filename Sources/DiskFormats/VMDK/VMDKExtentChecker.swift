@@ -25,6 +25,8 @@ struct VMDKExtentChecker {
         length = try storage.length()
     }
 
+    /// Whether there could be grains where they are said to begin.
+    private var canBeLongEnough: Bool { tables.firstDataOffset < VMDKSparseFile.limit }
     private var entriesPerTable: UInt64 { 1 << tables.tableShift }
     private var tableSize: UInt64 { 4 << tables.tableShift }
     private var tableCount: UInt64 { extent.map.length.dividedRoundingUp(by: tables.tableCoverage) }
@@ -47,8 +49,10 @@ struct VMDKExtentChecker {
     func check(repair: Repair) throws(DiskError) -> CheckReport {
         var run = Run(
             repair: repair, seen: GrainSet(count: length / tables.grainSize + 1),
-            seenTables: GrainSet(count: length / 512 + 1, limit: 1 << 26), end: length)
+            seenTables: GrainSet(count: length / 512 + 1, limit: 1 << 26),
+            end: canBeLongEnough ? max(length, tables.firstDataOffset) : length)
         run.report.totalBlocks = grainCount
+        noteLength(&run)
         if run.seen.isOff {
             run.report.add(
                 .init(.note, file: storage.name, "the file has too many grains to look for any that are used twice"))
@@ -73,9 +77,28 @@ struct VMDKExtentChecker {
                 break
             }
         }
+        try repairLength(&run)
         if run.hasWritten { try storage.flush() }
         noteLeak(&run)
         return run.report
+    }
+
+    /// Notes that the file ends before the place where its grains begin.
+    private func noteLength(_ run: inout Run) {
+        guard let damage = extent.damage else { return }
+        let isFixed = run.repair == .everything && canBeLongEnough
+        run.report.add(
+            .init(canBeLongEnough ? .repairable : .loss, file: storage.name, damage, isRepaired: isFixed))
+    }
+
+    /// Makes such a file longer: after its tables, as far as they are there, were looked through, so that what is
+    /// missing of them could be taken from their copies.
+    private func repairLength(_ run: inout Run) throws(DiskError) {
+        guard extent.damage != nil, run.repair == .everything, canBeLongEnough,
+            try storage.length() < tables.firstDataOffset
+        else { return }
+        try storage.setLength(tables.firstDataOffset)
+        run.hasWritten = true
     }
 
     /// After so many losses that stay, the rest of the extent is not looked at.

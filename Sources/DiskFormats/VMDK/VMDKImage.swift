@@ -177,6 +177,11 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
         if extents.contains(where: { $0.wasUnclean }) {
             list.append(ImageProperty("unclean", "unclean", "yes: not closed by its last writer"))
         }
+        for (index, extent) in extents.enumerated() {
+            guard let damage = extent.damage else { continue }
+            list.append(ImageProperty("damage", "damage", "extent \(index + 1): \(damage)"))
+            break
+        }
         return list
     }
 }

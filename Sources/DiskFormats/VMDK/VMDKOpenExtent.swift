@@ -13,6 +13,8 @@ struct VMDKOpenExtent: Sendable {
     var compressedGrains: VMDKCompressedGrains?
     /// Whether its unclean mark was set when it was opened.
     var wasUnclean = false
+    /// What is wrong with the extent as a whole, where that was no reason to refuse the image.
+    var damage: String?
 }
 
 /// All that opening an image finds.

@@ -77,6 +77,10 @@ struct VMDKOpener {
 
     // MARK: - Extents
 
+    /// Whether a damaged extent is described, and not a reason to refuse the image: who asks for information or for a
+    /// check wants to hear of the damage.
+    private var describesDamage: Bool { request.mode == .information || request.skipsConsistencyChecks }
+
     private mutating func openExtents() throws(DiskError) {
         var ownIsOpen = false
         for line in parts.descriptor.text.extents {
@@ -134,14 +138,13 @@ struct VMDKOpener {
         let offset = try line.fileOffsetSector.multiplied(by: 512, "an extent's offset")
         let needed = try offset.adding(length, "an extent's end")
         let found = try storage.length()
-        guard found >= needed || request.mode == .information else {
-            throw DiskError(
-                .invalidImage,
-                "the file is cut short: the extent needs \(needed) bytes, \(found) are there", image: path)
-        }
+        let damage = "the file is cut short: the extent needs \(needed) bytes, \(found) are there"
+        guard found >= needed || describesDamage else { throw DiskError(.invalidImage, damage, image: path) }
         var map = VMDKExtentMap(kind: .flat, start: position, length: length, storage: try addStorage(storage, path))
         map.fileOffset = offset
-        append(VMDKOpenExtent(map: map))
+        var extent = VMDKOpenExtent(map: map)
+        if found < needed { extent.damage = damage }
+        append(extent)
     }
 
     private mutating func openSparse(
@@ -159,27 +162,25 @@ struct VMDKOpener {
                 throw DiskError(.invalidImage, "is listed as a sparse extent, but has none of their magic numbers")
             }
         } catch {
-            throw error.about(path)
+            guard describesDamage, error.kind == .invalidImage else { throw error.about(path) }
+            let number: UInt16
+            if let known = parts.storages.firstIndex(where: { $0.storage === storage }) {
+                number = UInt16(known)
+            } else {
+                number = try addStorage(storage, path)
+            }
+            var extent = VMDKOpenExtent(
+                map: VMDKExtentMap(kind: .inaccessible, start: position, length: length, storage: number))
+            extent.damage = error.message
+            append(extent)
         }
     }
 
     private mutating func openHosted(
         _ storage: any Storage, _ path: String, _ line: VMDKExtentDescription, _ length: UInt64
     ) throws(DiskError) {
-        var header = try Self.readHeader(of: storage)
         let fileLength = try storage.length()
-        var tableStorage = storage
-        var directory: UInt64
-        if header.directoryIsAtEnd {
-            if let footer = try VMDKStreamFooter.find(in: storage, length: fileLength, like: header) {
-                header = footer
-                directory = header.directorySector
-            } else {
-                (tableStorage, directory) = try VMDKStreamFooter.rebuildTables(storage, header, length: fileLength)
-            }
-        } else {
-            directory = header.directorySector
-        }
+        let (header, tableStorage) = try findTables(storage, length: fileLength)
         try checkCapacity(header.capacitySectors, length)
         let isCompressed = header.isCompressed
         if request.isWritable, isCompressed {
@@ -193,14 +194,21 @@ struct VMDKOpener {
         let isRebuilt = tableStorage !== storage
         var tables = VMDKGrainTables(
             table: parts.tables.table(in: tableStorage),
-            directoryOffset: try directory.multiplied(by: 512, "the grain directory's offset"),
+            directoryOffset: try header.directorySector.multiplied(by: 512, "the grain directory's offset"),
             grainShift: UInt64((header.grainSectors * 512).trailingZeroBitCount),
             tableShift: UInt64(header.entriesPerTable.trailingZeroBitCount),
             end: end.reader)
         tables.hasZeroGrains = header.hasZeroGrains
         // Grains come after all metadata; what a stream's header says of that is not kept to by its writers.
         let overhead = try header.overheadSectors.multiplied(by: 512, "the overhead")
-        if !isCompressed, overhead <= fileLength { tables.firstDataOffset = max(512, overhead) }
+        var damage: String?
+        if !isCompressed {
+            if overhead > fileLength {
+                damage = "the file is cut short: its tables end at byte \(overhead), the file at \(fileLength)"
+            }
+            if let damage, !describesDamage { throw DiskError(.invalidImage, damage) }
+            tables.firstDataOffset = max(512, overhead)
+        }
         if !isRebuilt { try checkDirectory(tables, length, fileLength, entrySize: 4) }
         if header.usesRedundantDirectory, !isRebuilt {
             tables.redundantDirectoryOffset = try header.redundantDirectorySector
@@ -219,6 +227,7 @@ struct VMDKOpener {
         var extent = VMDKOpenExtent(map: map)
         extent.end = end
         extent.wasUnclean = header.isUnclean
+        extent.damage = damage
         if isCompressed {
             extent.compressedGrains = VMDKCompressedGrains(
                 handle: parts.storages[Int(number)], grainSize: tables.grainSize, hasMarkers: header.hasMarkers)
@@ -227,6 +236,27 @@ struct VMDKOpener {
                 .hosted, handle: parts.storages[Int(number)], end: end, length: fileLength, grainSize: tables.grainSize)
         }
         append(extent)
+    }
+
+    /// The header that counts, header or footer, and where the tables lie that it speaks of: in the file, or, of a
+    /// stream that was cut off before them, in memory.
+    private func findTables(
+        _ storage: any Storage, length: UInt64
+    ) throws(DiskError) -> (header: VMDKSparseHeader, storage: any Storage) {
+        var header = try Self.readHeader(of: storage)
+        guard header.directoryIsAtEnd else { return (header, storage) }
+        if let footer = try VMDKStreamFooter.find(in: storage, length: length, like: header) {
+            return (footer, storage)
+        }
+        // Only the grains of a stream say themselves where they belong.
+        guard header.isCompressed, header.hasMarkers else {
+            throw DiskError(
+                .invalidImage, "the header says that a footer tells where the grain directory is, and there is none",
+                offset: 56)
+        }
+        let rebuilt = try VMDKStreamFooter.rebuildTables(storage, header, length: length)
+        header.directorySector = rebuilt.directorySector
+        return (header, rebuilt.tables)
     }
 
     private mutating func openCOWD(
