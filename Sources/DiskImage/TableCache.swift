@@ -184,7 +184,7 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
         unsafe clinux_futex_wake_all(changes)
     }
 
-    private func file(of tag: UInt64) -> File {
+    func file(of tag: UInt64) -> File {
         let number = UInt32(truncatingIfNeeded: tag >> PageIndex.pageBits) &- 1
         guard let file = state.withLock({ $0.files[number] }) else {
             preconditionFailure("a table of a closed image was asked for")

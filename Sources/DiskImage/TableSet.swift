@@ -186,6 +186,11 @@ public struct Table: @unchecked Sendable {  // the cache behind it does its own 
         return unsafe try cache.takeUnretainedValue().loadSlowly(tag, offset, wide: true).littleEndian
     }
 
+    /// Calls `body` with the cache and the file's tag in it.
+    func withCache<R>(_ body: (TableCache, UInt64) throws(DiskError) -> R) throws(DiskError) -> R {
+        unsafe try body(cache.takeUnretainedValue(), tag)
+    }
+
     /// Stores a little-endian 32-bit entry. False: flush the set first, then store again.
     public func store32(_ value: UInt32, at offset: UInt64, _ order: WriteOrder) throws(DiskError) -> Bool {
         unsafe try cache.takeUnretainedValue().store32(tag, offset, value.littleEndian, order)

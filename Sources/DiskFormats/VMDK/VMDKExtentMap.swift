@@ -45,6 +45,9 @@ struct VMDKExtentMap {
             throw DiskError(.refused, "the descriptor forbids access to this part of the disk", offset: start + offset)
         case .sparse, .compressed:
             guard let grains else { preconditionFailure("a sparse extent without tables") }
+            guard length < VMDKGrainTables.longRange else {
+                return try grains.mapLongRange(offset, length, storage, isEncoded: kind == .compressed, into: &batch)
+            }
             return try grains.map(offset, length, storage, isEncoded: kind == .compressed, into: &batch)
         case .seSparse:
             guard let grains else { preconditionFailure("a sparse extent without tables") }
@@ -161,7 +164,8 @@ struct VMDKGrainTables {
             switch entry >> 60 {
             case 0:
                 guard entry == 0 else { throw DiskError(.invalidImage, "a grain table entry without type is not 0") }
-                extent = Extent(.absent, length: run)
+                let absent = try absentLength(in: tableOffset, from: inTable, upTo: length &- done)
+                extent = Extent(.absent, length: absent)
             case 1, 2: extent = Extent(.zero, length: run)
             case 3:
                 let number = (entry & 0x0fff_0000_0000_0000) >> 48 | (entry & 0x0000_ffff_ffff_ffff) << 12
@@ -173,7 +177,7 @@ struct VMDKGrainTables {
                 throw DiskError(.invalidImage, "a grain table entry has the unknown type \(entry >> 60)")
             }
             guard batch.append(extent) else { return done }
-            done &+= run
+            done &+= extent.length
         }
         return done
     }
