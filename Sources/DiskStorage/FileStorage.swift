@@ -171,7 +171,7 @@ public final class FileStorage: Storage {
         let data = lseek(descriptor, from, Int32(clinux_SEEK_DATA))
         guard data >= 0 else { return clinux_errno() == ENXIO ? nil : offset..<end }
         let hole = lseek(descriptor, data, Int32(clinux_SEEK_HOLE))
-        guard hole > data else { return UInt64(data)..<end }
+        guard hole > data else { return UInt64(data)..<max(end, UInt64(data) + 1) }
         return UInt64(data)..<UInt64(hole)
     }
 

@@ -14,6 +14,8 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
     let size: UInt64
     /// The way past layers that hold nothing; nil where there are too few to be worth it.
     private let skipMap: SkipMap?
+    /// What searches for data have gone through.
+    let holes = HoleMemory()
 
     init(topFirst layers: [Layer]) {
         precondition(!layers.isEmpty)

@@ -54,6 +54,8 @@ extension Disk {
             backend.abandon(reservation)
             throw error
         }
+        // Also where it fails: part of it may have been entered.
+        defer { chain.holes.noteAllocation() }
         try backend.commit(reservation)
         return Int(written.upperBound - offset)
     }

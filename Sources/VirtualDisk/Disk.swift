@@ -151,6 +151,9 @@ public final class Disk: Sendable {
         try? flush()  // whoever needs to know asks for a flush; the next one reports the same failure
     }
 
+    /// Whether nothing was written since the disk was opened: its files are what they were.
+    var isUnwritten: Bool { !writing.hasBegun }
+
     // MARK: - Ranges
 
     @inline(__always)

@@ -103,30 +103,4 @@ extension Chain {
         }
         return true
     }
-
-    /// The first byte at or after `offset` that may hold data (`wantsData`), or that is known to be zero; the disk's
-    /// end counts as a hole. Nil: there is no data from there on.
-    func seek(from offset: UInt64, wantsData: Bool) throws(DiskError) -> UInt64? {
-        guard offset < size else { return nil }
-        var found: UInt64?
-        try forEachExtent(offset: offset, length: size - offset) { (extent) throws(DiskError) in
-            guard case .data(let index, let name, let place) = extent.source else {
-                if extent.isAllocated == wantsData { found = extent.offset }
-                return found == nil
-            }
-            // What a file stores as it is may have holes of the file system in it.
-            let storage = layers[index].backend.storages.first { $0.storage.name == name }?.storage
-            var position = place
-            while let storage, position < place + extent.length {
-                let data = try storage.nextData(from: position)
-                let dataStart = min(data?.lowerBound ?? .max, place + extent.length)
-                if wantsData, dataStart < place + extent.length { found = extent.offset + (dataStart - place) }
-                if !wantsData, dataStart > position { found = extent.offset + (position - place) }
-                if found != nil { return false }
-                position = data?.upperBound ?? .max
-            }
-            return true
-        }
-        return found ?? (wantsData ? nil : size)
-    }
 }

@@ -102,12 +102,12 @@ extension Disk {
 
     /// The first byte at or after `offset` that may hold data; nil if there is none.
     public func nextData(from offset: UInt64) throws(DiskError) -> UInt64? {
-        try chain.seek(from: offset, wantsData: true)
+        try chain.seek(from: offset, wantsData: true, isUnwritten: isUnwritten)
     }
 
     /// The first byte at or after `offset` that is known to be zero; the end of the disk counts as such.
     public func nextHole(from offset: UInt64) throws(DiskError) -> UInt64 {
-        try chain.seek(from: offset, wantsData: false) ?? size
+        try chain.seek(from: offset, wantsData: false, isUnwritten: isUnwritten) ?? size
     }
 }
 
