@@ -128,17 +128,23 @@ extension VMDKImage {
     // MARK: - Durability
 
     func flush() throws(DiskError) {
-        let givenUp = extents.map { $0.writer?.beginFlush() ?? [] }
+        let givenUp = extents.map { $0.writer?.beginFlush() }
         do throws(DiskError) {
             try tables.flush { () throws(DiskError) in
                 for extent in extents { try extent.writer?.flushData() }
                 for handle in storages { try handle.flushIfWritten() }
             }
         } catch {
-            for (extent, grains) in zip(extents, givenUp) { extent.writer?.endFlush(grains, succeeded: false) }
+            endFlush(givenUp, succeeded: false)
             throw error
         }
-        for (extent, grains) in zip(extents, givenUp) { extent.writer?.endFlush(grains, succeeded: true) }
+        endFlush(givenUp, succeeded: true)
+    }
+
+    private func endFlush(_ givenUp: [VMDKFreeGrains?], succeeded: Bool) {
+        for (extent, grains) in zip(extents, givenUp) {
+            if let grains { extent.writer?.endFlush(grains, succeeded: succeeded) }
+        }
     }
 
     func close() throws(DiskError) {

@@ -19,10 +19,10 @@ final class VMDKSparseFile: Sendable {
 
     /// Where grains may go.
     private struct Space {
-        /// Grains that were given up, usable now; the lowest last.
-        var free: [(offset: UInt64, isZero: Bool)] = []
+        /// Grains that were given up, usable now.
+        var free: VMDKFreeGrains
         /// Grains that were given up since the last flush began: their old entries may still be on the disk.
-        var givenUp: [UInt64] = []
+        var givenUp: VMDKFreeGrains
         /// The length that the file was last told to have.
         var length: UInt64
         var isMarkedUnclean = false
@@ -38,7 +38,8 @@ final class VMDKSparseFile: Sendable {
         self.handle = handle
         self.end = end
         self.grainSize = grainSize
-        space = Locked(Space(length: length))
+        let none = VMDKFreeGrains(grainSize: grainSize)
+        space = Locked(Space(free: none, givenUp: none, length: length))
     }
 
     // MARK: - Unclean mark
@@ -71,17 +72,7 @@ final class VMDKSparseFile: Sendable {
     /// Space for up to `count` grains in one piece; answers how many, where, and whether it reads as zeros.
     func takeGrains(_ count: UInt64) throws(DiskError) -> (offset: UInt64, count: UInt64, isZero: Bool) {
         try space.withLock { (space) throws(DiskError) in
-            if let first = space.free.popLast() {
-                // As many neighbours as are free; the list is in descending order.
-                var found: UInt64 = 1
-                while found < count, let next = space.free.last, next.isZero == first.isZero,
-                    next.offset == first.offset + found * grainSize
-                {
-                    space.free.removeLast()
-                    found += 1
-                }
-                return (first.offset, found, first.isZero)
-            }
+            if let run = space.free.take(count) { return (run.offset, run.count, run.isZero) }
             let start = try room(for: grainSize, alignment: grainSize)
             let fitting = min(count, (Self.limit - start) / grainSize)
             end.value = start + fitting * grainSize
@@ -109,13 +100,13 @@ final class VMDKSparseFile: Sendable {
 
     /// Takes back a grain that was not used; it may hold anything.
     func putBack(_ offset: UInt64) {
-        space.withLock { $0.free.append((offset, false)) }
+        space.withLock { $0.free.add(offset, isZero: false) }
     }
 
     /// Gives up a grain whose entry was just removed: its space goes back to the file system, and to us after a flush.
     func giveUp(_ offset: UInt64) throws(DiskError) {
         try handle.discard(offset..<min(offset + grainSize, end.value), for: .guestData)
-        space.withLock { $0.givenUp.append(offset) }
+        space.withLock { $0.givenUp.add(offset, isZero: true) }
     }
 
     // MARK: - Flushing
@@ -138,22 +129,21 @@ final class VMDKSparseFile: Sendable {
     }
 
     /// The grains that were given up before a flush begins.
-    func beginFlush() -> [UInt64] {
+    func beginFlush() -> VMDKFreeGrains {
         space.withLock { space in
-            defer { space.givenUp = [] }
+            defer { space.givenUp = VMDKFreeGrains(grainSize: grainSize) }
             return space.givenUp
         }
     }
 
     /// After the flush: nothing on the disk points to those grains any more (or, if it failed, perhaps still).
-    func endFlush(_ givenUp: [UInt64], succeeded: Bool) {
+    func endFlush(_ givenUp: VMDKFreeGrains, succeeded: Bool) {
         guard !givenUp.isEmpty else { return }
         space.withLock { space in
             if succeeded {
-                space.free.append(contentsOf: givenUp.map { ($0, true) })
-                space.free.sort { $0.offset > $1.offset }
+                space.free.add(givenUp)
             } else {
-                space.givenUp.append(contentsOf: givenUp)
+                space.givenUp.add(givenUp)
             }
         }
     }

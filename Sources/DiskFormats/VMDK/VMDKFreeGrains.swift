@@ -1,0 +1,113 @@
+/// Places of grains in a file that hold nothing any more, as runs: what is given up lies together more often than not,
+/// and a run takes as much memory as a grain.
+///
+/// There is a limit to how many runs are kept. What is forgotten beyond it is lost to this session only as space at
+/// known places: it was given back to the file system already, and `vdimg compact` shortens the file.
+struct VMDKFreeGrains: Sendable {
+    /// Grains one after the other.
+    struct Run: Equatable, Sendable {
+        /// Where the first one begins, in bytes.
+        var offset: UInt64
+        /// How many.
+        var count: UInt64
+        /// Whether they are known to read as zeros.
+        var isZero: Bool
+
+        /// Whether `next` begins where this run ends, and is like it.
+        func isContinued(by next: Run, _ grainSize: UInt64) -> Bool {
+            isZero == next.isZero && offset + count * grainSize == next.offset
+        }
+    }
+
+    /// The most runs that are kept: 1.5 MiB of them.
+    static let limit = 65_536
+
+    /// The runs, the one that lies furthest back first, as far as ``isOrdered``.
+    private(set) var runs: [Run] = []
+    private var isOrdered = true
+    /// How many runs were added at the list's end since it was put in order.
+    private var added = 0
+    private let grainSize: UInt64
+    private let limit: Int
+
+    init(grainSize: UInt64, limit: Int = Self.limit) {
+        self.grainSize = grainSize
+        self.limit = limit
+    }
+
+    var isEmpty: Bool { runs.isEmpty }
+
+    // MARK: - Giving
+
+    /// Adds a grain. If too many runs are known and it continues none of the last ones, it is forgotten.
+    mutating func add(_ offset: UInt64, isZero: Bool) {
+        let grain = Run(offset: offset, count: 1, isZero: isZero)
+        if let last = runs.last {
+            if last.isContinued(by: grain, grainSize) {
+                runs[runs.count - 1].count += 1
+                // It may meet the one before it now.
+                isOrdered = false
+                return
+            }
+            if grain.isContinued(by: last, grainSize) {
+                runs[runs.count - 1] = Run(offset: offset, count: last.count + 1, isZero: isZero)
+                return
+            }
+            // Joining runs makes room, if there is a good part of them that was not joined yet.
+            if runs.count >= limit, added > limit / 8 { order() }
+            guard runs.count < limit else { return }
+            if let last = runs.last, offset > last.offset { isOrdered = false }
+        }
+        runs.append(grain)
+        added += 1
+    }
+
+    /// Adds what another list has; of too many runs the shortest are forgotten.
+    mutating func add(_ other: VMDKFreeGrains) {
+        guard !other.isEmpty else { return }
+        runs.append(contentsOf: other.runs)
+        isOrdered = false
+        order()
+        guard runs.count > limit else { return }
+        let shortest = runs.map(\.count).sorted(by: >)[limit - 1]
+        var spare = limit - runs.count { $0.count > shortest }
+        runs.removeAll { run in
+            guard run.count == shortest, spare > 0 else { return run.count <= shortest }
+            spare -= 1
+            return false
+        }
+    }
+
+    /// Puts the runs in order and joins those that meet.
+    private mutating func order() {
+        runs.sort { $0.offset > $1.offset }
+        var kept = 0
+        for run in runs {
+            if kept > 0, run.isContinued(by: runs[kept - 1], grainSize) {
+                runs[kept - 1].offset = run.offset
+                runs[kept - 1].count += run.count
+            } else {
+                runs[kept] = run
+                kept += 1
+            }
+        }
+        runs.removeLast(runs.count - kept)
+        isOrdered = true
+        added = 0
+    }
+
+    // MARK: - Taking
+
+    /// Takes up to `count` grains in one piece, those that lie furthest in front; nil if there are none.
+    mutating func take(_ count: UInt64) -> Run? {
+        if !isOrdered { order() }
+        guard var last = runs.popLast() else { return nil }
+        let taken = Run(offset: last.offset, count: min(count, last.count), isZero: last.isZero)
+        if taken.count < last.count {
+            last.offset += taken.count * grainSize
+            last.count -= taken.count
+            runs.append(last)
+        }
+        return taken
+    }
+}
