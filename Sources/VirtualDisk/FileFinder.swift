@@ -32,8 +32,9 @@ struct FileFinder: CompanionOpener {
     struct Found: ~Copyable {
         let path: String
         fileprivate let descriptor: Int32
-        /// Whether it is a regular file or a block device: opening anything else could block, or act on a device.
-        fileprivate let isOpenable: Bool
+        /// Nil for a regular file or a block device; else what it is, for people: opening that could block, or act on a
+        /// device.
+        fileprivate let obstacle: StaticString?
         let identity: FileIdentity
         deinit { close(descriptor) }
     }
@@ -52,8 +53,8 @@ struct FileFinder: CompanionOpener {
     }
 
     private func open(_ found: borrowing Found, isWritable: Bool, name: String) throws(DiskError) -> any Storage {
-        guard found.isOpenable else {
-            throw DiskError(.refused, "is neither a regular file nor a block device", image: name)
+        if let obstacle = found.obstacle {
+            throw DiskError(.refused, "is \(obstacle), and no disk image: not opened", image: name)
         }
         let descriptor = clinux_reopen(found.descriptor, isWritable ? O_RDWR : O_RDONLY)
         guard descriptor >= 0 else {
@@ -85,7 +86,7 @@ struct FileFinder: CompanionOpener {
         }
         return Found(
             path: String(decoding: target.prefix(count), as: UTF8.self), descriptor: descriptor,
-            isOpenable: [S_IFREG, S_IFBLK].contains(status.st_mode & S_IFMT),
+            obstacle: Self.obstacle(status.st_mode),
             identity: FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)))
     }
 
@@ -97,6 +98,18 @@ struct FileFinder: CompanionOpener {
         } catch {
             if [EMFILE, ENFILE, ENOMEM].contains(error.errno) { throw error }
             return nil
+        }
+    }
+
+    /// Why a file of that kind is not opened.
+    private static func obstacle(_ mode: mode_t) -> StaticString? {
+        switch mode & S_IFMT {
+        case S_IFREG, S_IFBLK: nil
+        case S_IFDIR: "a folder"
+        case S_IFIFO: "a named pipe (FIFO)"
+        case S_IFSOCK: "a socket"
+        case S_IFCHR: "a character device"
+        default: "neither a regular file nor a block device"
         }
     }
 
@@ -120,16 +133,27 @@ struct FileFinder: CompanionOpener {
     /// Tries the stored paths as they are, then by their last component beside the image and in the allowed folders.
     private func find(_ names: [String], of imagePath: String, what: String) throws(DiskError) -> Found {
         var refused: String?
+        var obstacle: (path: String, kind: StaticString)?
         for candidate in candidates(names, imagePath) {
             guard let found = try resolveCandidate(candidate) else { continue }
             guard try isAllowed(found.path, for: imagePath) else {
                 refused = refused ?? found.path
                 continue
             }
+            if let kind = found.obstacle {
+                obstacle = obstacle ?? (found.path, kind)
+                continue
+            }
             return found
         }
         let name = Self.shown(names.first ?? "")
         let image = FilePath(imagePath).lastComponent?.string ?? imagePath
+        if let obstacle {
+            throw DiskError(
+                .refused,
+                "\(what) '\(name)' of \(image) is \(obstacle.path), \(obstacle.kind): only regular files and block "
+                    + "devices are opened", image: imagePath)
+        }
         if let refused {
             throw DiskError(
                 .refused,
