@@ -43,14 +43,18 @@ let package = Package(
         .target(name: "FuseShim", dependencies: ["CFuse3"]),
         .target(name: "FuseHost", dependencies: ["FuseShim"], swiftSettings: strict),
 
+        .target(name: "CommandSupport", dependencies: [argumentParser], swiftSettings: strict),
         .executableTarget(
             name: "vdmount",
-            dependencies: ["VirtualDisk", "DiskImage", "DiskStorage", "FuseHost", argumentParser, logging],
+            dependencies: [
+                "VirtualDisk", "DiskImage", "DiskStorage", "FuseHost", "CommandSupport", argumentParser, logging,
+            ],
             swiftSettings: strict),
         .executableTarget(
-            name: "vdumount", dependencies: ["FuseHost", "DiskStorage", argumentParser], swiftSettings: strict),
+            name: "vdumount", dependencies: ["FuseHost", "DiskStorage", "CommandSupport", argumentParser],
+            swiftSettings: strict),
         .executableTarget(
-            name: "vdimg", dependencies: ["VirtualDisk", "DiskImage", "DiskStorage", argumentParser],
+            name: "vdimg", dependencies: ["VirtualDisk", "DiskImage", "DiskStorage", "CommandSupport", argumentParser],
             swiftSettings: strict),
 
         .target(

@@ -23,6 +23,7 @@ ALLOWED_IMPORTS = {
     "DiskImage": STORAGE_IMPORTS | {"DiskStorage"},
     "DiskFormats": {"DiskImage", "DiskStorage", "CDeflate", "Glibc"},
     "VirtualDisk": {"DiskFormats", "DiskImage", "DiskStorage", "CLinux", "SystemPackage", "Dispatch", "Glibc"},
+    "CommandSupport": {"ArgumentParser", "FoundationEssentials"},
     "FuseHost": {"FuseShim", "Dispatch", "Glibc", "Synchronization"},
 }
 PROGRAMS = {"vdmount", "vdumount", "vdimg"}

@@ -1,4 +1,5 @@
 import ArgumentParser
+import CommandSupport
 import DiskImage
 import DiskStorage
 import VirtualDisk
@@ -34,7 +35,7 @@ struct CheckCommand: ParsableCommand {
             }
         }
         if json {
-            try printJSON(reports.map { CheckRecord($0.0, $0.1) })
+            try print(jsonText(reports.map { CheckRecord($0.0, $0.1) }))
         } else {
             for (path, report) in reports { show(path, report) }
         }

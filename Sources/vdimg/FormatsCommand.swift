@@ -1,4 +1,5 @@
 import ArgumentParser
+import CommandSupport
 import DiskImage
 import VirtualDisk
 
@@ -11,7 +12,7 @@ struct FormatsCommand: ParsableCommand {
 
     func run() throws {
         let formats = ImageFormats.all
-        if json { return try printJSON(formats.map(FormatRecord.init)) }
+        if json { return try print(jsonText(formats.map(FormatRecord.init))) }
         for (index, format) in formats.enumerated() {
             if index > 0 { print() }
             print("\(format.name): \(format.title) (\(format.fileExtensions.map { "." + $0 }.joined(separator: ", ")))")

@@ -1,4 +1,5 @@
 import ArgumentParser
+import CommandSupport
 import DiskImage
 import DiskStorage
 import VirtualDisk
@@ -20,7 +21,7 @@ struct InfoCommand: ParsableCommand {
             let options = DiskOptions(format: image.format, allowedFolders: image.allowedFolders)
             let images = try ImageInformation.read(path, options: options, wholeChain: chain)
             if json {
-                do { try printJSON(images.map(ImageRecord.init)) } catch { throw DiskError(.system, "\(error)") }
+                do { try print(jsonText(images.map(ImageRecord.init))) } catch { throw DiskError(.system, "\(error)") }
                 return
             }
             for (index, image) in images.enumerated() {
