@@ -8,6 +8,7 @@
 #include <linux/fs.h>
 #include <linux/futex.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/random.h>
@@ -31,6 +32,17 @@ int clinux_open(const char *path, int flags, mode_t mode) { return RETRY(open(pa
 
 int clinux_openat(int directory, const char *path, int flags, mode_t mode) {
     return RETRY(openat(directory, path, flags | O_CLOEXEC, mode));
+}
+
+int clinux_temporary(const char *folder) {
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof path, "%s/.vdmount-XXXXXX", folder) >= (int)sizeof path)
+        return -ENAMETOOLONG;
+    int descriptor = mkostemp(path, O_CLOEXEC);
+    if (descriptor < 0)
+        return -errno;
+    unlink(path);
+    return descriptor;
 }
 
 int clinux_reopen(int descriptor, int flags) {

@@ -64,6 +64,18 @@ public protocol ImageBackend: AnyObject, Sendable {
     var properties: [ImageProperty] { get }
 }
 
+extension ImageBackend {
+    /// When any of its files was changed last, in nanoseconds since 1970; nil where no storage knows.
+    public func modificationTime() throws(DiskError) -> Int64? {
+        var latest: Int64?
+        for handle in storages {
+            guard let file = handle.storage as? FileStorage else { continue }
+            latest = max(latest ?? .min, try file.modificationTime())
+        }
+        return latest
+    }
+}
+
 /// What a dropped range shall read as afterwards.
 public enum DroppedKind: Sendable {
     /// As the layer below says.

@@ -114,11 +114,19 @@ public struct CreateRequest: Sendable {
         public var path: String
         public var format: String
         public var identity: ImageIdentity
+        /// The size of its disk in bytes.
+        public var virtualSize: UInt64
+        /// When its files were changed last, in nanoseconds since 1970, where that is known.
+        public var modified: Int64?
 
-        public init(path: String, format: String, identity: ImageIdentity) {
+        public init(
+            path: String, format: String, identity: ImageIdentity, virtualSize: UInt64 = 0, modified: Int64? = nil
+        ) {
             self.path = path
             self.format = format
             self.identity = identity
+            self.virtualSize = virtualSize
+            self.modified = modified
         }
     }
 

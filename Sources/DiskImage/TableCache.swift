@@ -192,6 +192,14 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
         return file
     }
 
+    /// Bytes of pages that are cached, and of those that hold changes which are not written yet.
+    public var use: (cached: Int, dirty: Int) {
+        state.withLock { state in
+            let cached = state.slots.indices.count { unsafe index.tags[$0] != 0 }
+            return (cached * PageIndex.pageSize, state.dirtySlots.values.reduce(0, +) * PageIndex.pageSize)
+        }
+    }
+
     // MARK: - Files
 
     /// Makes a file's bytes cacheable and answers its tag.

@@ -10,11 +10,15 @@ public final class FileStorage: Storage {
     let descriptor: Int32
     /// Whether ``lockImage()`` was called and ``unlockImage()`` not yet.
     let holdsImageLock = Locked(false)
+    /// Whether it ends with this process anyway.
+    private let isTemporary: Bool
     /// The device's size; 0 for a file.
     private let deviceLength: UInt64
 
     /// Takes over `descriptor`, which must be a regular file or a block device, and closes it in the end.
-    public init(adopting descriptor: Int32, name: String, isWritable: Bool) throws(DiskError) {
+    public init(
+        adopting descriptor: Int32, name: String, isWritable: Bool, isTemporary: Bool = false
+    ) throws(DiskError) {
         var status = stat()
         guard unsafe fstat(descriptor, &status) == 0 else {
             let error = clinux_errno()
@@ -36,6 +40,7 @@ public final class FileStorage: Storage {
         }
         self.descriptor = descriptor
         self.name = name
+        self.isTemporary = isTemporary
         deviceLength = bytes
         identity = FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino))
         traits = StorageTraits(
@@ -50,10 +55,22 @@ public final class FileStorage: Storage {
     }
 
     /// Creates a file that must not exist yet.
-    public convenience init(creating path: String) throws(DiskError) {
-        let descriptor = unsafe clinux_open(path, O_RDWR | O_CREAT | O_EXCL, 0o644)
+    public convenience init(creating path: String, mode: UInt32 = 0o644) throws(DiskError) {
+        let descriptor = unsafe clinux_open(path, O_RDWR | O_CREAT | O_EXCL, mode)
         guard descriptor >= 0 else { throw .system(descriptor, "create the file", image: path) }
         try self.init(adopting: descriptor, name: path, isWritable: true)
+    }
+
+    /// Creates a file without a name in a folder: it is gone when it is closed. Nothing of it need survive, so that
+    /// ``flush()`` does nothing.
+    public convenience init(temporaryIn folder: String) throws(DiskError) {
+        var descriptor = unsafe clinux_open(folder, O_RDWR | Int32(clinux_O_TMPFILE), 0o600)
+        if [EOPNOTSUPP, EISDIR, ENOENT].contains(-descriptor) {
+            // A file system without such files (NFS): one with a name, which goes at once.
+            descriptor = unsafe clinux_temporary(folder)
+        }
+        guard descriptor >= 0 else { throw .system(descriptor, "create a temporary file", image: folder) }
+        try self.init(adopting: descriptor, name: "temporary file in \(folder)", isWritable: true, isTemporary: true)
     }
 
     deinit {
@@ -153,6 +170,7 @@ public final class FileStorage: Storage {
     }
 
     public func flush() throws(DiskError) {
+        if isTemporary { return }
         while fdatasync(descriptor) != 0 {
             let error = clinux_errno()
             if error == EINVAL || error == EROFS { return }  // nothing to be made stable there

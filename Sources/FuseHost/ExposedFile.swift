@@ -23,6 +23,8 @@ open class ExposedFile: @unchecked Sendable {
     /// opener to the next. Otherwise every read comes here.
     public final let isStable: Bool
 
+    let readBytes = TrafficCounter()
+    let writtenBytes = TrafficCounter()
     private let written = Atomic<Bool>(false)
     private let modifiedNanoseconds: Atomic<Int64>
 
@@ -40,6 +42,9 @@ open class ExposedFile: @unchecked Sendable {
         self.isStable = isStable
         modifiedNanoseconds = Atomic(modified)
     }
+
+    /// Bytes read and written through the mount so far, by direct requests or to fill the page cache.
+    public final var traffic: (read: UInt64, written: UInt64) { (readBytes.total, writtenBytes.total) }
 
     /// Fills the whole buffer with the bytes at the offset.
     open func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 { EIO }

@@ -1,3 +1,4 @@
+internal import FuseShim
 import Glibc
 
 /// What a daemon leaves for others to find: who serves a mount, whether it still lives, and how it ended.
@@ -13,11 +14,17 @@ import Glibc
 /// mount works without.
 // Sendable: the descriptor and path do not change.
 public final class MountRecord: @unchecked Sendable {
+    /// Ends the name of the control socket, which is beside the record.
+    static let controlSuffix = ".control"
+
     private let descriptor: Int32
     private let path: String
+    private let control: ControlSocket?
 
-    /// Writes the record of this process for a mount.
-    static func create(for entry: MountEntry) throws(HostError) -> MountRecord {
+    /// Writes the record of this process for a mount, and answers questions with `answer` from then on.
+    static func create(
+        for entry: MountEntry, answer: @escaping @Sendable (String) -> String?
+    ) throws(HostError) -> MountRecord {
         let user = geteuid()
         var reason = ""
         for folder in folders(of: user) {
@@ -39,7 +46,11 @@ public final class MountRecord: @unchecked Sendable {
             if descriptor >= 0, flock(descriptor, LOCK_EX | LOCK_NB) == 0, SystemFiles.writeAll(text, to: descriptor),
                 unsafe rename(draft, path) == 0
             {
-                return MountRecord(descriptor: descriptor, path: path)
+                // A path that is too long for a socket has none: `vdmount --list` then knows less.
+                let socket = unsafe fuseshim_control_listen(path + controlSuffix)
+                let control =
+                    socket < 0 ? nil : ControlSocket(listening: socket, path: path + controlSuffix, answer: answer)
+                return MountRecord(descriptor: descriptor, path: path, control: control)
             }
             reason = "\(path): \(errorText(errno))"
             if descriptor >= 0 {
@@ -50,15 +61,17 @@ public final class MountRecord: @unchecked Sendable {
         throw HostError(subject: entry.mountpoint, reason: "vdumount will not wait for the close: \(reason)")
     }
 
-    private init(descriptor: Int32, path: String) {
+    private init(descriptor: Int32, path: String, control: ControlSocket?) {
         self.descriptor = descriptor
         self.path = path
+        self.control = control
     }
 
     /// Says how the daemon ended and lets those who wait go on. To be called once, when the disk is closed.
     func finish(failure: String?) {
         let message = failure.map { "message=\(OctalText.encode($0))\n" } ?? ""
         SystemFiles.writeAll("result=\(failure == nil ? 0 : 1)\n" + message, to: descriptor)
+        control?.end()
         unsafe unlink(path)
         close(descriptor)
     }
@@ -97,6 +110,7 @@ public struct MountWatch: ~Copyable {
     public let image: String
     /// When the record was written, in nanoseconds.
     private let written: Int
+    private let path: String
 
     deinit { close(descriptor) }
 
@@ -127,7 +141,7 @@ public struct MountWatch: ~Copyable {
         var latest = Int.min
         for owner in owners {
             for folder in MountRecord.folders(of: owner) where MountRecord.ownFolder(folder, user: owner) {
-                for name in SystemFiles.names(in: folder) where !name.hasSuffix(".new") {
+                for name in SystemFiles.names(in: folder) where !name.contains(".") {
                     guard let watch = MountWatch(path: "\(folder)/\(name)") else { continue }
                     guard fits(watch), watch.written > latest else { continue }
                     latest = watch.written
@@ -144,6 +158,7 @@ public struct MountWatch: ~Copyable {
         if flock(descriptor, LOCK_SH | LOCK_NB) == 0 {
             // Its daemon is dead, or has just finished and removed the name itself.
             unsafe unlink(path)
+            unsafe unlink(path + MountRecord.controlSuffix)
             close(descriptor)
             return nil
         }
@@ -159,6 +174,7 @@ public struct MountWatch: ~Copyable {
         self.device = device
         self.mountpoint = mountpoint
         image = values["image"] ?? ""
+        self.path = path
         var status = stat()
         unsafe fstat(descriptor, &status)
         written = status.st_mtim.tv_sec &* 1_000_000_000 &+ status.st_mtim.tv_nsec
@@ -173,6 +189,11 @@ public struct MountWatch: ~Copyable {
                 line[line.index(after: equals)...])
         }
         return values
+    }
+
+    /// Asks the daemon a question; nil if it does not answer, or not this user.
+    public func ask(_ question: String) -> String? {
+        ControlSocket.ask(question, at: path + MountRecord.controlSuffix)
     }
 
     /// Waits until the daemon has closed the disk or is dead.

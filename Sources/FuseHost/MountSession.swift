@@ -47,11 +47,17 @@ import Glibc
     // MARK: Mounting
 
     /// Mounts and returns when reads are served: warnings for the user. Nothing is mounted if it throws.
-    public func mount(at place: Mountpoint) throws(HostError) -> [String] {
-        try place.alone { () throws(HostError) in try mountAlone(at: place) }
+    ///
+    /// - Parameter answer: what the control socket answers to a question; nil: it is not understood.
+    public func mount(
+        at place: Mountpoint, answer: @escaping @Sendable (String) -> String? = { _ in nil }
+    ) throws(HostError) -> [String] {
+        try place.alone { () throws(HostError) in try mountAlone(at: place, answer) }
     }
 
-    private func mountAlone(at place: Mountpoint) throws(HostError) -> [String] {
+    private func mountAlone(
+        at place: Mountpoint, _ answer: @escaping @Sendable (String) -> String?
+    ) throws(HostError) -> [String] {
         var warnings: [String] = []
         // From here on a signal waits for `serve`: it would leave a mount without a daemon.
         signals = fuseshim_signal_descriptor()
@@ -73,7 +79,7 @@ import Glibc
         self.entry = entry
         // Root may let buffered reads ask for as much as direct ones; 128 KiB otherwise.
         if geteuid() == 0 { SystemFiles.write("1024", to: "/sys/class/bdi/\(entry.device)/read_ahead_kb") }
-        do throws(HostError) { record = try MountRecord.create(for: entry) } catch {
+        do throws(HostError) { record = try MountRecord.create(for: entry, answer: answer) } catch {
             warnings.append(error.description)
         }
         return warnings

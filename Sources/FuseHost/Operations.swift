@@ -36,7 +36,10 @@ private func withTree(_ host: UnsafeMutableRawPointer?, _ body: (FileTree) -> In
         let count = min(size, Int(clamping: file.size - offset))
         // The lane's buffer holds `size` bytes or more.
         let failure = unsafe file.read(into: UnsafeMutableRawBufferPointer(start: buffer, count: count), at: offset)
-        if failure == 0 { unsafe done?.pointee = count }
+        if failure == 0 {
+            unsafe done?.pointee = count
+            unsafe file.readBytes.add(count, buffer)
+        }
         return failure
     }
 }
@@ -53,7 +56,10 @@ private func withTree(_ host: UnsafeMutableRawPointer?, _ body: (FileTree) -> In
         // The request's data lies in the lane's buffer until this returns.
         var failure = unsafe file.write(UnsafeRawBufferPointer(start: data, count: count), at: offset)
         if failure == 0, flags & O_DSYNC != 0 { failure = file.flush() }
-        if failure == 0 { unsafe done?.pointee = count }
+        if failure == 0 {
+            unsafe done?.pointee = count
+            unsafe file.writtenBytes.add(count, data)
+        }
         file.noteWrite()
         return failure
     }

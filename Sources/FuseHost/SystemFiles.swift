@@ -12,17 +12,24 @@ enum SystemFiles {
 
     static func contents(of descriptor: Int32, limit: Int) -> [UInt8]? {
         var bytes: [UInt8] = []
-        var chunk = [UInt8](repeating: 0, count: 16384)
         while bytes.count < limit {
-            let count = unsafe chunk.withUnsafeMutableBytes { buffer in
-                unsafe Glibc.read(descriptor, buffer.baseAddress, min(buffer.count, limit - bytes.count))
-            }
-            if count < 0 && errno == EINTR { continue }
-            guard count >= 0 else { return nil }
-            if count == 0 { break }
-            bytes += chunk[..<count]
+            guard let more = someContents(of: descriptor, limit: limit - bytes.count) else { return nil }
+            if more.isEmpty { break }
+            bytes += more
         }
         return bytes
+    }
+
+    /// What one read gets: nothing at the end, nil if it fails.
+    static func someContents(of descriptor: Int32, limit: Int = 16384) -> [UInt8]? {
+        var chunk = [UInt8](repeating: 0, count: min(limit, 16384))
+        while true {
+            let count = unsafe chunk.withUnsafeMutableBytes { buffer in
+                unsafe Glibc.read(descriptor, buffer.baseAddress, buffer.count)
+            }
+            if count >= 0 { return Array(chunk[..<count]) }
+            if errno != EINTR { return nil }
+        }
     }
 
     /// The first line of a small file.

@@ -68,7 +68,7 @@ public enum Unmounter {
         guard let daemon = MountWatch.find(device: nil, mountpoint: absolute, owners: owners) else {
             let failure = SystemFiles.status(path).failure
             let reason = failure == 0 ? "not mounted" : errorText(failure)
-            throw HostError(subject: path, reason: "\(reason); 'findmnt --types fuse.vdmount' shows what is mounted")
+            throw HostError(subject: path, reason: "\(reason); 'vdmount --list' shows what is mounted")
         }
         try wait(for: daemon, path: path, note: note)
     }

@@ -11,10 +11,12 @@ extension Disk {
     /// ``DiskError/Kind/locked`` where another process is in the way.
     public static func open(_ path: String, options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
         let opener = ChainOpener(options: options)
-        let layers = try opener.open(path, mode: options.isWritable ? .readWrite : .readOnly, withParents: true)
+        let mode: OpenMode = options.isWritable && options.overlay == nil ? .readWrite : .readOnly
+        var layers = try opener.open(path, mode: mode, withParents: true)
+        if let overlay = options.overlay { layers.insert(try opener.open(overlay, over: layers[0]), at: 0) }
         return Disk(
             chain: Chain(topFirst: layers), cache: opener.cache, lockedFiles: opener.finder.locked.withLock { $0 },
-            isWritable: options.isWritable, lazyFlushInterval: options.lazyFlushInterval)
+            isWritable: options.isWritable || options.overlay != nil, lazyFlushInterval: options.lazyFlushInterval)
     }
 }
 
@@ -60,7 +62,7 @@ struct ChainOpener {
         return layers
     }
 
-    private func openLayer(
+    func openLayer(
         _ driver: any ImageDriver, _ storage: any Storage, _ path: String, _ mode: OpenMode, shownAs name: String
     ) throws(DiskError) -> Layer {
         let request = OpenRequest(storage: storage, path: path, mode: mode, cache: cache, companions: finder)

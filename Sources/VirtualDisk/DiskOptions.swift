@@ -16,6 +16,8 @@ public struct DiskOptions: Sendable {
     public var lazyFlushInterval: Int
     /// The most images in a chain.
     public var depthLimit: Int
+    /// Where writes go instead of the named image, which is then opened read-only like those below it.
+    public var overlay: DiskOverlay?
     /// Put round every storage that is opened: the tests' way to fail, cut, slow or record accesses.
     public var wrapStorage: (@Sendable (any Storage) -> any Storage)?
 
@@ -28,4 +30,12 @@ public struct DiskOptions: Sendable {
         lazyFlushInterval = 5
         depthLimit = 256
     }
+}
+
+/// A scratch overlay: makes any disk writable without changing a byte of its images.
+public enum DiskOverlay: Sendable, Equatable {
+    /// A file without a name in that folder, gone when the disk is closed.
+    case temporary(folder: String)
+    /// A file that is kept. If it is there it must be an overlay of this very image; otherwise it is made.
+    case file(String)
 }

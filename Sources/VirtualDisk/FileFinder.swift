@@ -52,6 +52,9 @@ struct FileFinder: CompanionOpener {
         return (opened, found.path, found.identity)
     }
 
+    /// Whether something is at a path that the user named.
+    func exists(_ path: String) throws(DiskError) -> Bool { try resolve(path) != nil }
+
     private func open(_ found: borrowing Found, isWritable: Bool, name: String) throws(DiskError) -> any Storage {
         if let obstacle = found.obstacle {
             throw DiskError(.refused, "is \(obstacle), and no disk image: not opened", image: name)
@@ -253,6 +256,13 @@ struct FileFinder: CompanionOpener {
         let file = try FileStorage(creating: path)
         created.withLock { $0.append(path) }
         return (wrap?(file) ?? file, path)
+    }
+
+    /// Creates a file that the user named, readable by its owner alone.
+    func create(_ path: String) throws(DiskError) -> any Storage {
+        let file = try FileStorage(creating: path, mode: 0o600)
+        created.withLock { $0.append(path) }
+        return wrap?(file) ?? file
     }
 
     /// Removes all files that were created: their image did not come about.

@@ -60,13 +60,19 @@ public struct NewImage: Sendable {
     }
 
     private func parentDescription(_ chain: [Layer]) -> CreateRequest.ParentDescription {
-        let real = FilePath(chain[0].backend.files.first ?? chain[0].path)
+        Self.describe(chain[0], for: path)
+    }
+
+    /// What a new image at `path` records of the one that it is made over.
+    static func describe(_ parent: Layer, for path: String) -> CreateRequest.ParentDescription {
+        let real = FilePath(parent.backend.files.first ?? parent.path)
         let folder = FilePath(FileFinder.realFolder(of: path))
         // Inside the child's folder by its relative path, so that the folder may move; else by its full one.
         var stored = real
         if stored.removePrefix(folder) == false { stored = real }
         return CreateRequest.ParentDescription(
-            path: stored.string, format: chain[0].backend.format, identity: chain[0].backend.identity)
+            path: stored.string, format: parent.backend.format, identity: parent.backend.identity,
+            virtualSize: parent.backend.virtualSize, modified: try? parent.backend.modificationTime())
     }
 
     private func driver(parentFormat: String?) throws(DiskError) -> any ImageDriver {

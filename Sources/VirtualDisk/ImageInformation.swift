@@ -72,12 +72,15 @@ extension Disk {
         return result
     }
 
+    /// Bytes of mapping tables that are in memory, and of those that hold changes which no file has yet.
+    public var tableCacheUse: (cached: Int, dirty: Int) { cache.use }
+
+    /// Path and format of each image, the top one first.
+    public var layers: [(path: String, format: String)] { chain.layers.map { ($0.path, $0.backend.format) } }
+
     /// When the top image was last changed, in nanoseconds since 1970; 0 where its storage does not know.
     public var modificationTime: Int64 {
-        let times = chain.layers[0].backend.storages.map { handle in
-            (try? (handle.storage as? FileStorage)?.modificationTime()) ?? 0
-        }
-        return times.max() ?? 0
+        (try? chain.layers[0].backend.modificationTime()) ?? 0
     }
 
     /// The bytes that all files of all images take on their medium.

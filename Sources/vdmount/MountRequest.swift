@@ -1,4 +1,6 @@
 import ArgumentParser
+import CommandSupport
+import VirtualDisk
 
 /// What is mounted, where and how: the command line after `-o` has been taken apart.
 struct MountRequest {
@@ -13,6 +15,10 @@ struct MountRequest {
     var group: UInt32?
     var umask: UInt32?
     var maximumLanes: Int?
+    /// Whether writes go to an overlay, and to which file; without one, to one that goes with the mount.
+    var hasOverlay = false
+    var overlayFile: String?
+    var overlayFolder: String?
     /// Options for the kernel.
     var kernelOptions: [String] = []
 
@@ -38,6 +44,10 @@ struct MountRequest {
         case "ro": isWritable = false
         case "rw": isWritable = true
         case "foreground": isForeground = true
+        case "overlay":
+            hasOverlay = true
+            overlayFile = value ?? overlayFile
+        case "overlay-dir": overlayFolder = try required(value, name)
         case "format": format = try required(value, name)
         case "allow-dir": allowedFolders.append(try required(value, name))
         case "log-level": logLevel = try required(value, name)
@@ -69,27 +79,16 @@ struct MountRequest {
         return number
     }
 
+    /// Where writes go if not to the image.
+    var overlay: DiskOverlay? {
+        guard hasOverlay else { return nil }
+        if let overlayFile { return .file(overlayFile) }
+        return .temporary(folder: overlayFolder ?? "/var/tmp")
+    }
+
     /// The permission bits of `disk.raw`: the owner's alone, unless a umask says otherwise.
     var mode: UInt32 {
         guard let umask else { return isWritable ? 0o600 : 0o400 }
         return (isWritable ? 0o666 : 0o444) & ~umask
-    }
-}
-
-/// A size as people type it: bytes, or K, M, G, T (powers of 1024).
-struct ByteCount: ExpressibleByArgument {
-    let bytes: UInt64
-
-    init?(argument: String) {
-        var digits = argument.uppercased()
-        var shift: UInt64 = 0
-        if let unit = digits.last, let index = ["K", "M", "G", "T"].firstIndex(of: String(unit)) {
-            shift = UInt64(index + 1) * 10
-            digits.removeLast()
-        }
-        guard let number = UInt64(digits) else { return nil }
-        let (value, overflow) = number.multipliedReportingOverflow(by: 1 << shift)
-        guard !overflow else { return nil }
-        bytes = value
     }
 }

@@ -1,3 +1,4 @@
+import CommandSupport
 import DiskStorage
 import FuseHost
 import Glibc
@@ -32,7 +33,10 @@ struct RunningMount {
             disk, mode: request.mode, owner: request.owner ?? geteuid(), group: request.group ?? getegid()
         ) { doing, error in logger.error("\(doing): \(error)") }
         do throws(HostError) {
-            session = try Self.mount(file, image: image, at: place, request)
+            session = try Self.mount(file, image: image, at: place, request) { [disk] question in
+                guard question == "status" else { return nil }
+                return try? jsonText(Self.status(disk, file, at: place.path))
+            }
         } catch {
             try? disk.close()
             throw MountFailure(text: "\(error)")
@@ -44,12 +48,14 @@ struct RunningMount {
     private static func options(_ request: MountRequest) -> DiskOptions {
         var options = DiskOptions(
             isWritable: request.isWritable, format: request.format, allowedFolders: request.allowedFolders)
+        options.overlay = request.overlay
         if let size = request.tableCacheSize { options.tableCacheSize = Int(clamping: size) }
         return options
     }
 
     private static func mount(
-        _ file: DiskFile, image: String, at place: Mountpoint, _ request: MountRequest
+        _ file: DiskFile, image: String, at place: Mountpoint, _ request: MountRequest,
+        answer: @escaping @Sendable (String) -> String?
     ) throws(HostError) -> MountSession {
         var options = MountOptions(source: realPath(image), isReadOnly: !request.isWritable)
         options.extra = request.kernelOptions
@@ -59,8 +65,18 @@ struct RunningMount {
             place.isFolder
             ? .folder(mode: request.umask.map { 0o777 & ~$0 } ?? 0o500, owner: file.owner, group: file.group) : .file
         let session = try MountSession(files: [file], shape: shape, options: options)
-        for warning in try session.mount(at: place) { Daemon.say("vdmount: \(warning)") }
+        for warning in try session.mount(at: place, answer: answer) { Daemon.say("vdmount: \(warning)") }
         return session
+    }
+
+    private static func status(_ disk: Disk, _ file: DiskFile, at path: String) -> MountStatus {
+        let traffic = file.traffic
+        let tables = disk.tableCacheUse
+        return MountStatus(
+            mountpoint: path, process: getpid(), mode: disk.isWritable ? "rw" : "ro",
+            images: disk.layers.map { .init(path: realPath($0.path), format: $0.format) }, size: disk.size,
+            bytesRead: traffic.read, bytesWritten: traffic.written, cachedBytes: tables.cached,
+            dirtyBytes: tables.dirty)
     }
 
     private static func realPath(_ path: String) -> String {

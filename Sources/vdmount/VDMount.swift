@@ -1,4 +1,5 @@
 import ArgumentParser
+import CommandSupport
 import DiskStorage
 import FuseHost
 import Glibc
@@ -13,12 +14,15 @@ struct VDMount: ParsableCommand {
         main(Self.separated(CommandLine.arguments.dropFirst()))
     }
 
-    /// `-oLIST` in one word, as mount(8) and its helpers write it too, as `-o LIST`: the parser takes a value that is
-    /// joined to its option only if no `=` is in it.
+    /// Words as the parser takes them. `-oLIST`, as mount(8) and its helpers write it too, is `-o LIST`: the parser
+    /// takes a value that is joined to its option only if no `=` is in it. `--overlay=FILE`, whose value may be left
+    /// out, is an option of its own.
     private static func separated(_ arguments: ArraySlice<String>) -> [String] {
         let options = arguments.prefix { $0 != "--" }
-        let words = options.flatMap { word in
-            word.hasPrefix("-o") && word.count > 2 ? ["-o", String(word.dropFirst(2))] : [word]
+        let words = options.flatMap { word -> [String] in
+            if word.hasPrefix("-o"), word.count > 2 { return ["-o", String(word.dropFirst(2))] }
+            if word.hasPrefix("--overlay=") { return ["--overlay-file", String(word.dropFirst("--overlay=".count))] }
+            return [word]
         }
         return words + arguments.dropFirst(options.count)
     }
@@ -26,6 +30,10 @@ struct VDMount: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "vdmount",
         abstract: "Expose a virtual disk image, with all images below it, as one raw file.",
+        usage: """
+            vdmount [OPTION...] IMAGE MOUNTPOINT
+            vdmount --list [--json]
+            """,
         discussion: """
             MOUNTPOINT is a folder, which then holds disk.raw, or an existing regular file, which then is
             the disk. The mount is read-only and changes no byte of any image, unless --rw makes the named
@@ -38,10 +46,23 @@ struct VDMount: ParsableCommand {
               vdmount --rw child.vmdk /mnt/disk
               vdumount /mnt/disk
             """,
-        version: "0.1.0")
+        version: programVersion)
 
     @Flag(name: .customLong("rw"), help: "Make the image writable (not those below it).")
     var isWritable = false
+
+    @Flag(
+        help: """
+            Make the disk writable without changing any image: what is written goes to a file that is gone afterwards, \
+            or with --overlay=FILE to FILE, to be used again.
+            """)
+    var overlay = false
+
+    @Option(help: .private)
+    var overlayFile: String?
+
+    @Option(help: ArgumentHelp("Where --overlay keeps what is written (default: /var/tmp).", valueName: "DIR"))
+    var overlayDir: String?
 
     @Flag(name: [.customShort("f"), .long], help: "Stay in the foreground, log to standard error, end on SIGINT.")
     var foreground = false
@@ -73,18 +94,28 @@ struct VDMount: ParsableCommand {
     @Option(help: ArgumentHelp("Append the log to FILE.", valueName: "FILE"))
     var logFile: String?
 
+    @Flag(help: "Show what is mounted.")
+    var list = false
+
+    @Flag(help: "With --list: as JSON.")
+    var json = false
+
     @Argument(help: ArgumentHelp("The image, most often the newest of its chain.", valueName: "IMAGE"))
-    var image: String
+    var image: String?
 
     @Argument(help: ArgumentHelp("A folder or a regular file.", valueName: "MOUNTPOINT"))
-    var mountpoint: String
+    var mountpoint: String?
 
     /// The options of the command line and of `-o` together; what stands on its own wins over the list.
     private func request() throws -> MountRequest {
         var request = MountRequest()
         request.isForeground = foreground
         for list in optionLists { try request.apply(optionList: list) }
-        if isWritable { request.isWritable = true }
+        if overlay || overlayFile != nil { request.hasOverlay = true }
+        request.overlayFile = overlayFile ?? request.overlayFile
+        request.overlayFolder = overlayDir ?? request.overlayFolder
+        if isWritable || request.hasOverlay { request.isWritable = true }
+        if request.overlayFile?.isEmpty == true { throw ValidationError("--overlay= needs a file") }
         request.format = format ?? request.format
         request.allowedFolders += allowedFolders
         request.tableCacheSize = tableCache?.bytes ?? request.tableCacheSize
@@ -100,9 +131,20 @@ struct VDMount: ParsableCommand {
         return request
     }
 
-    func validate() throws { _ = try request() }
+    func validate() throws {
+        if list {
+            guard image == nil else { throw ValidationError("--list takes no image") }
+            return
+        }
+        if json { throw ValidationError("--json goes with --list") }
+        guard image != nil else { throw ValidationError("which IMAGE, and at which MOUNTPOINT?") }
+        guard mountpoint != nil else { throw ValidationError("at which MOUNTPOINT?") }
+        _ = try request()
+    }
 
     func run() throws {
+        if list { return try MountList.print(asJSON: json) }
+        guard let image, let mountpoint else { return }
         let request = try request()
         let daemon: Daemon
         do throws(HostError) {

@@ -1,4 +1,5 @@
 import ArgumentParser
+import CommandSupport
 import DiskStorage
 import FuseHost
 import Glibc
@@ -31,7 +32,7 @@ struct VDUmount: ParsableCommand {
               1  something failed: see the message
               64 wrong usage
             """,
-        version: "0.1.0")
+        version: programVersion)
 
     @Flag(name: .long, help: "Unmount everything that vdmount mounted.")
     var all = false

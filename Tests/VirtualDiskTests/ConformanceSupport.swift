@@ -201,6 +201,14 @@ extension DiskKind {
                 Image(file: "base.raw", size: small),
                 Image(file: "top.vmdk", variant: "dynamic", size: odd), isReadByPeer: false),
             DiskKind(
+                "overlay over grains",
+                Image(file: "base.vmdk", variant: "dynamic", size: odd, blockSize: 4096),
+                Image(file: "top.overlay", size: odd), isReadByPeer: false),
+            DiskKind(
+                "overlay of 4 KiB blocks over a smaller raw base",
+                Image(file: "base.raw", size: small),
+                Image(file: "top.overlay", size: odd, blockSize: 4096), isReadByPeer: false),
+            DiskKind(
                 "four images of four kinds",
                 Image(file: "base.vmdk", variant: "fixed", size: whole),
                 Image(file: "second.vmdk", variant: "split", size: small, blockSize: 4096),

@@ -18,6 +18,8 @@ enum {
 /* O_RDONLY etc. plus O_CLOEXEC; returns the descriptor or -errno. */
 int clinux_open(const char *path, int flags, mode_t mode);
 int clinux_openat(int directory, const char *path, int flags, mode_t mode);
+/* Makes a file in a folder and removes its name at once; the descriptor or -errno. */
+int clinux_temporary(const char *folder);
 /* Opens again what an O_PATH descriptor names, without another walk of the path. */
 int clinux_reopen(int descriptor, int flags);
 

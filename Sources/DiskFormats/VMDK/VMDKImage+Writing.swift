@@ -141,7 +141,7 @@ extension VMDKImage {
         endFlush(givenUp, succeeded: true)
     }
 
-    private func endFlush(_ givenUp: [VMDKFreeGrains?], succeeded: Bool) {
+    private func endFlush(_ givenUp: [FreeBlocks?], succeeded: Bool) {
         for (extent, grains) in zip(extents, givenUp) {
             if let grains { extent.writer?.endFlush(grains, succeeded: succeeded) }
         }

@@ -20,9 +20,9 @@ final class VMDKSparseFile: Sendable {
     /// Where grains may go.
     private struct Space {
         /// Grains that were given up, usable now.
-        var free: VMDKFreeGrains
+        var free: FreeBlocks
         /// Grains that were given up since the last flush began: their old entries may still be on the disk.
-        var givenUp: VMDKFreeGrains
+        var givenUp: FreeBlocks
         /// The length that the file was last told to have.
         var length: UInt64
         var isMarkedUnclean = false
@@ -38,7 +38,7 @@ final class VMDKSparseFile: Sendable {
         self.handle = handle
         self.end = end
         self.grainSize = grainSize
-        let none = VMDKFreeGrains(grainSize: grainSize)
+        let none = FreeBlocks(blockSize: grainSize)
         space = Locked(Space(free: none, givenUp: none, length: length))
     }
 
@@ -129,15 +129,15 @@ final class VMDKSparseFile: Sendable {
     }
 
     /// The grains that were given up before a flush begins.
-    func beginFlush() -> VMDKFreeGrains {
+    func beginFlush() -> FreeBlocks {
         space.withLock { space in
-            defer { space.givenUp = VMDKFreeGrains(grainSize: grainSize) }
+            defer { space.givenUp = FreeBlocks(blockSize: grainSize) }
             return space.givenUp
         }
     }
 
     /// After the flush: nothing on the disk points to those grains any more (or, if it failed, perhaps still).
-    func endFlush(_ givenUp: VMDKFreeGrains, succeeded: Bool) {
+    func endFlush(_ givenUp: FreeBlocks, succeeded: Bool) {
         guard !givenUp.isEmpty else { return }
         space.withLock { space in
             if succeeded {

@@ -161,6 +161,17 @@ int fuseshim_signal_descriptor(void);
 int fuseshim_event_descriptor(void);
 void fuseshim_event_raise(int descriptor);
 
+/* ---- control socket (control.c) ---- */
+
+/* A listening Unix socket at a path that nobody but this user can connect to, or -errno. Sets the umask meanwhile. */
+int fuseshim_control_listen(const char *path);
+/* Takes a connection and says whose it is: a descriptor that waits two seconds at most, or -errno. */
+int fuseshim_control_accept(int listening, uid_t *user);
+/* Connects to one: a descriptor that waits two seconds at most, or -errno. */
+int fuseshim_control_connect(const char *path);
+/* Nothing more will be sent. */
+void fuseshim_control_end_sending(int descriptor);
+
 /*
  * Waits for either: the number of the signal that came, 0 if the event was raised, or -errno; -ETIMEDOUT after so many
  * milliseconds unless they are negative. A descriptor of -1 is not waited for.

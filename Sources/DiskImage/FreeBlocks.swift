@@ -1,55 +1,61 @@
-/// Places of grains in a file that hold nothing any more, as runs: what is given up lies together more often than not,
-/// and a run takes as much memory as a grain.
+/// Places of blocks in a file that hold nothing any more, as runs: what is given up lies together more often than not,
+/// and a run takes as much memory as a block.
 ///
 /// There is a limit to how many runs are kept. What is forgotten beyond it is lost to this session only as space at
 /// known places: it was given back to the file system already, and `vdimg compact` shortens the file.
-struct VMDKFreeGrains: Sendable {
-    /// Grains one after the other.
-    struct Run: Equatable, Sendable {
+public struct FreeBlocks: Sendable {
+    /// Blocks one after the other.
+    public struct Run: Equatable, Sendable {
         /// Where the first one begins, in bytes.
-        var offset: UInt64
+        public var offset: UInt64
         /// How many.
-        var count: UInt64
+        public var count: UInt64
         /// Whether they are known to read as zeros.
-        var isZero: Bool
+        public var isZero: Bool
+
+        public init(offset: UInt64, count: UInt64, isZero: Bool) {
+            self.offset = offset
+            self.count = count
+            self.isZero = isZero
+        }
 
         /// Whether `next` begins where this run ends, and is like it.
-        func isContinued(by next: Run, _ grainSize: UInt64) -> Bool {
-            isZero == next.isZero && offset + count * grainSize == next.offset
+        func isContinued(by next: Run, _ blockSize: UInt64) -> Bool {
+            isZero == next.isZero && offset + count * blockSize == next.offset
         }
     }
 
     /// The most runs that are kept: 1.5 MiB of them.
-    static let limit = 65_536
+    public static let limit = 65_536
 
     /// The runs, the one that lies furthest back first, as far as ``isOrdered``.
     private(set) var runs: [Run] = []
     private var isOrdered = true
     /// How many runs were added at the list's end since it was put in order.
     private var added = 0
-    private let grainSize: UInt64
+    private let blockSize: UInt64
     private let limit: Int
 
-    init(grainSize: UInt64, limit: Int = Self.limit) {
-        self.grainSize = grainSize
+    public init(blockSize: UInt64, limit: Int = Self.limit) {
+        self.blockSize = blockSize
         self.limit = limit
     }
 
-    var isEmpty: Bool { runs.isEmpty }
+    public var isEmpty: Bool { runs.isEmpty }
 
     // MARK: - Giving
 
-    /// Adds a grain. If too many runs are known and it continues none of the last ones, it is forgotten.
-    mutating func add(_ offset: UInt64, isZero: Bool) {
-        let grain = Run(offset: offset, count: 1, isZero: isZero)
+    /// Adds a block. If too many runs are known and it continues none of the last ones, it is forgotten.
+    public mutating func add(_ offset: UInt64, isZero: Bool) {
+        let block = Run(offset: offset, count: 1, isZero: isZero)
         if let last = runs.last {
-            if last.isContinued(by: grain, grainSize) {
+            if last.isContinued(by: block, blockSize) {
                 runs[runs.count - 1].count += 1
                 // It may meet the one before it now.
                 isOrdered = false
                 return
             }
-            if grain.isContinued(by: last, grainSize) {
+            if block.isContinued(by: last, blockSize) {
                 runs[runs.count - 1] = Run(offset: offset, count: last.count + 1, isZero: isZero)
                 return
             }
@@ -58,12 +64,12 @@ struct VMDKFreeGrains: Sendable {
             guard runs.count < limit else { return }
             if let last = runs.last, offset > last.offset { isOrdered = false }
         }
-        runs.append(grain)
+        runs.append(block)
         added += 1
     }
 
     /// Adds what another list has; of too many runs the shortest are forgotten.
-    mutating func add(_ other: VMDKFreeGrains) {
+    public mutating func add(_ other: FreeBlocks) {
         guard !other.isEmpty else { return }
         runs.append(contentsOf: other.runs)
         isOrdered = false
@@ -83,7 +89,7 @@ struct VMDKFreeGrains: Sendable {
         runs.sort { $0.offset > $1.offset }
         var kept = 0
         for run in runs {
-            if kept > 0, run.isContinued(by: runs[kept - 1], grainSize) {
+            if kept > 0, run.isContinued(by: runs[kept - 1], blockSize) {
                 runs[kept - 1].offset = run.offset
                 runs[kept - 1].count += run.count
             } else {
@@ -98,13 +104,13 @@ struct VMDKFreeGrains: Sendable {
 
     // MARK: - Taking
 
-    /// Takes up to `count` grains in one piece, those that lie furthest in front; nil if there are none.
-    mutating func take(_ count: UInt64) -> Run? {
+    /// Takes up to `count` blocks in one piece, those that lie furthest in front; nil if there are none.
+    public mutating func take(_ count: UInt64) -> Run? {
         if !isOrdered { order() }
         guard var last = runs.popLast() else { return nil }
         let taken = Run(offset: last.offset, count: min(count, last.count), isZero: last.isZero)
         if taken.count < last.count {
-            last.offset += taken.count * grainSize
+            last.offset += taken.count * blockSize
             last.count -= taken.count
             runs.append(last)
         }

@@ -1,0 +1,109 @@
+import CommandSupport
+import FuseHost
+import Glibc
+import VirtualDisk
+
+/// What a daemon says of its mount: the answer to `status` on its control socket, and a line of `vdmount --list`.
+struct MountStatus: Codable {
+    /// One image of the chain.
+    struct Image: Codable {
+        var path: String
+        var format: String
+    }
+
+    /// Whether somebody serves it.
+    enum State: String, Codable {
+        case serving
+        /// Its daemon was killed: every access fails.
+        case dead
+        /// Its daemon does not answer this user.
+        case unknown
+    }
+
+    var state = State.serving
+    var mountpoint: String
+    var process: Int32?
+    /// `ro` or `rw`.
+    var mode: String
+    /// The top image first; an overlay is the top one.
+    var images: [Image]
+    /// Bytes of the disk.
+    var size: UInt64?
+    var bytesRead: UInt64?
+    var bytesWritten: UInt64?
+    /// Bytes of mapping tables in memory, and of those that hold changes which are not written yet.
+    var cachedBytes: Int?
+    var dirtyBytes: Int?
+
+    enum CodingKeys: String, CodingKey {
+        case state, mountpoint, process, mode, images, size
+        case bytesRead = "bytes-read"
+        case bytesWritten = "bytes-written"
+        case cachedBytes = "cached-bytes"
+        case dirtyBytes = "dirty-bytes"
+    }
+}
+
+/// `vdmount --list`.
+enum MountList {
+    /// All mounts, or a user's own, in the order of mounting.
+    static func current() -> [MountStatus] {
+        let user = geteuid()
+        return MountTable.current().ours.filter { user == 0 || $0.owner == user }.map(status)
+    }
+
+    private static func status(of entry: MountEntry) -> MountStatus {
+        var known = MountStatus(
+            state: .unknown, mountpoint: entry.mountpoint, mode: entry.isReadOnly ? "ro" : "rw",
+            images: [.init(path: entry.source, format: "")])
+        let owners = entry.owner.map { [$0] } ?? [geteuid()]
+        guard let watch = MountWatch.find(device: entry.device, mountpoint: entry.mountpoint, owners: owners) else {
+            if entry.isStale { known.state = .dead }
+            return known
+        }
+        known.process = watch.pid
+        if let text = watch.ask("status"), let status = jsonValue(MountStatus.self, from: text) {
+            known = status
+            // It may have been bound or moved.
+            known.mountpoint = entry.mountpoint
+        }
+        return known
+    }
+
+    static func print(asJSON: Bool) throws {
+        let mounts = current()
+        if asJSON { return try Swift.print(jsonText(mounts)) }
+        for (index, mount) in mounts.enumerated() {
+            if index > 0 { Swift.print() }
+            for line in lines(mount) { Swift.print(line) }
+        }
+    }
+
+    private static func lines(_ mount: MountStatus) -> [String] {
+        let process = mount.process.map { "process \($0)" } ?? "no process"
+        var lines = ["\(shown(mount.mountpoint)): \(mount.mode), \(process)"]
+        if mount.state == .dead {
+            lines[0] = "\(shown(mount.mountpoint)): dead, its daemon was killed: clear it with vdumount"
+        }
+        for (index, image) in mount.images.enumerated() {
+            let format = image.format.isEmpty ? "" : " (\(shown(image.format)))"
+            lines.append("  \(index == 0 ? "image" : "below") \(shown(image.path))\(format)")
+        }
+        if let size = mount.size { lines.append("  size  \(humanSize(size))") }
+        if let read = mount.bytesRead, let written = mount.bytesWritten {
+            lines.append("  read  \(humanSize(read)), written \(humanSize(written))")
+        }
+        if let cached = mount.cachedBytes, let dirty = mount.dirtyBytes {
+            lines.append(
+                "  tables cached \(humanSize(UInt64(max(0, cached)))), "
+                    + "of which \(humanSize(UInt64(max(0, dirty)))) wait to be written")
+        }
+        return lines
+    }
+
+    /// A name for a terminal: without control characters.
+    private static func shown(_ text: String) -> String {
+        String(
+            String.UnicodeScalarView(text.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : $0 }))
+    }
+}
