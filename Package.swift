@@ -34,11 +34,14 @@ let package = Package(
 
         .target(name: "DiskStorage", dependencies: ["CLinux", systemPackage], swiftSettings: strict),
         .target(name: "DiskImage", dependencies: ["DiskStorage", "CLinux"], swiftSettings: strict),
+        .target(name: "DiskPartitions", dependencies: ["DiskStorage", "CDeflate"], swiftSettings: strict),
         .target(
-            name: "DiskFormats", dependencies: ["DiskImage", "DiskStorage", "CDeflate"], swiftSettings: strict),
+            name: "DiskFormats", dependencies: ["DiskImage", "DiskPartitions", "DiskStorage", "CDeflate"],
+            swiftSettings: strict),
         .target(
             name: "VirtualDisk",
-            dependencies: ["DiskFormats", "DiskImage", "DiskStorage", "CLinux", systemPackage], swiftSettings: strict),
+            dependencies: ["DiskFormats", "DiskImage", "DiskPartitions", "DiskStorage", "CLinux", systemPackage],
+            swiftSettings: strict),
 
         .target(name: "FuseShim", dependencies: ["CFuse3"]),
         .target(name: "FuseHost", dependencies: ["FuseShim"], swiftSettings: strict),
@@ -63,7 +66,12 @@ let package = Package(
         .testTarget(name: "DiskStorageTests", dependencies: ["DiskStorage", "DiskTesting"], swiftSettings: strict),
         .testTarget(
             name: "DiskImageTests", dependencies: ["DiskImage", "DiskStorage", "DiskTesting"], swiftSettings: strict),
-        .testTarget(name: "DiskFormatsTests", dependencies: ["DiskFormats", "DiskTesting"], swiftSettings: strict),
+        .testTarget(
+            name: "DiskPartitionsTests", dependencies: ["DiskPartitions", "DiskStorage", "DiskTesting", "VirtualDisk"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "DiskFormatsTests", dependencies: ["DiskFormats", "DiskPartitions", "DiskTesting"],
+            swiftSettings: strict),
         .target(name: "CAllocationCounter", path: "Tests/CAllocationCounter"),
         .testTarget(
             name: "VirtualDiskTests", dependencies: ["VirtualDisk", "DiskTesting", "CAllocationCounter"],

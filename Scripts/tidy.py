@@ -21,8 +21,10 @@ ALLOWED_IMPORTS = {
     "CLinux": set(),
     "DiskStorage": STORAGE_IMPORTS,
     "DiskImage": STORAGE_IMPORTS | {"DiskStorage"},
-    "DiskFormats": {"DiskImage", "DiskStorage", "CDeflate", "Glibc"},
-    "VirtualDisk": {"DiskFormats", "DiskImage", "DiskStorage", "CLinux", "SystemPackage", "Dispatch", "Glibc"},
+    "DiskPartitions": {"DiskStorage", "CDeflate"},
+    "DiskFormats": {"DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "Glibc"},
+    "VirtualDisk": {"DiskFormats", "DiskImage", "DiskPartitions", "DiskStorage", "CLinux", "SystemPackage", "Dispatch",
+                    "Glibc"},
     "CommandSupport": {"ArgumentParser", "FoundationEssentials"},
     "FuseHost": {"FuseShim", "Dispatch", "Glibc", "Synchronization"},
 }
