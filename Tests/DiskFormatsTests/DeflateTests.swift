@@ -41,11 +41,6 @@ import Testing
         #expect(throws: DiskError.self, "the checksum") { try inflate(damaged, room: 5000) }
     }
 
-    @Test func checksum() {
-        #expect(Deflate.crc32(Array("123456789".utf8)) == 0xcbf4_3926)
-        #expect(Deflate.crc32([]) == 0)
-    }
-
     @Test func manyThreadsShareTheIdleOnes() async throws {
         let bytes = [UInt8](repeating: 7, count: 9000)
         let stream = try compress(bytes)

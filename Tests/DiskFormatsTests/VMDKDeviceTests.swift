@@ -4,6 +4,7 @@ import DiskTesting
 import Testing
 
 @testable import DiskFormats
+@testable import DiskPartitions
 
 /// Disks with partition tables, made here.
 private struct SampleDevice {
@@ -48,8 +49,8 @@ private struct SampleDevice {
         header.littleEndian(UInt64(2), at: 72)
         header.littleEndian(UInt32(128), at: 80)
         header.littleEndian(UInt32(128), at: 84)
-        header.littleEndian(Deflate.crc32(entries.bytes), at: 88)
-        header.littleEndian(Deflate.crc32(header.bytes), at: 16)
+        header.littleEndian(crc32(entries.bytes), at: 88)
+        header.littleEndian(crc32(header.bytes), at: 16)
         bytes.replaceSubrange(size..<size + 92, with: header.bytes)
         bytes.replaceSubrange(2 * size..<2 * size + entries.bytes.count, with: entries.bytes)
     }
@@ -135,7 +136,7 @@ private func mbrDevice() -> SampleDevice {
                     at: isGUID ? Int.random(in: 8..<92, using: &random) : Int.random(in: 446..<510, using: &random))
                 if isGUID {
                     fields.littleEndian(UInt32(0), at: 16)
-                    fields.littleEndian(Deflate.crc32(Array(fields.bytes[..<92])), at: 16)
+                    fields.littleEndian(crc32(Array(fields.bytes[..<92])), at: 16)
                 }
                 try storage.write(fields.bytes, at: UInt64(sector * 512), for: .header)
                 _ = try? VMDKPartitionTable(reading: storage, sectorCount: UInt64(base.bytes.count / 512))

@@ -75,10 +75,5 @@ enum Deflate {
         }
     }
 
-    /// The CRC-32 of zlib, gzip and the GUID partition table.
-    static func crc32(_ bytes: [UInt8]) -> UInt32 {
-        unsafe bytes.withUnsafeBytes { unsafe libdeflate_crc32(0, $0.baseAddress, $0.count) }
-    }
-
     private static var noMemory: DiskError { .system(12, "get memory for compression") }  // ENOMEM
 }
