@@ -132,18 +132,22 @@ tsan: deps
 	$(SWIFT) test $(BUILD_FLAGS) --scratch-path .build/tsan --sanitize thread \
 	    --skip MountTests --skip PowerCutTests --skip Hostile
 
-## fuzz: libFuzzer with the address sanitizer on the image parsers, FUZZ_SECONDS=300 long
+## fuzz: libFuzzer with the address sanitizer on images and on partition tables, FUZZ_SECONDS=300 long each
 .PHONY: fuzz
 FUZZ_SECONDS ?= 300
 FUZZ_CORPUS  ?= .build/fuzz-corpus
+FUZZ_TARGETS ?= fuzz fuzz-partitions
 fuzz: deps
 	@if [ ! -f Tests/Fuzz/Package.swift ]; then echo "make fuzz: Tests/Fuzz/Package.swift is missing." >&2; exit 1; fi
-	$(SWIFT) build --package-path Tests/Fuzz --scratch-path .build/fuzz -c release \
-	    --sanitize fuzzer --sanitize address -Xswiftc -parse-as-library \
-	    -Xswiftc -sanitize-coverage=edge,inline-8bit-counters,pc-table,trace-cmp --product fuzz
-	python3 Tests/Fuzz/seeds.py $(FUZZ_CORPUS)
-	SWIFT_BACKTRACE=enable=no .build/fuzz/release/fuzz -max_total_time=$(FUZZ_SECONDS) -malloc_limit_mb=64 -timeout=10 -max_len=600000 \
-	    -artifact_prefix=$(FUZZ_CORPUS)/ $(FUZZ_ARGS) $(FUZZ_CORPUS)
+	@for target in $(FUZZ_TARGETS); do \
+	    $(SWIFT) build --package-path Tests/Fuzz --scratch-path .build/fuzz -c release \
+	        --sanitize fuzzer --sanitize address -Xswiftc -parse-as-library \
+	        -Xswiftc -sanitize-coverage=edge,inline-8bit-counters,pc-table,trace-cmp --product $$target; \
+	    corpus=$(FUZZ_CORPUS)/$$target; \
+	    python3 Tests/Fuzz/seeds.py $$target $$corpus; \
+	    SWIFT_BACKTRACE=enable=no .build/fuzz/release/$$target -max_total_time=$(FUZZ_SECONDS) -malloc_limit_mb=64 \
+	        -timeout=10 -max_len=600000 -artifact_prefix=$$corpus/ $(FUZZ_ARGS) $$corpus; \
+	done
 
 ## bench: speed and memory beside a bare pass-through and qemu-storage-daemon; BENCH_ARGS="--quick" and others
 .PHONY: bench

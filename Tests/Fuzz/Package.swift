@@ -7,6 +7,8 @@ let package = Package(
     dependencies: [.package(name: "vdmount", path: "../..")],
     targets: [
         .executableTarget(
-            name: "fuzz", dependencies: [.product(name: "VirtualDisk", package: "vdmount")])
+            name: "fuzz", dependencies: [.product(name: "VirtualDisk", package: "vdmount")]),
+        .executableTarget(
+            name: "fuzz-partitions", dependencies: [.product(name: "VirtualDisk", package: "vdmount")]),
     ]
 )

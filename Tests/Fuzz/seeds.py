@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes the first inputs of the fuzzer: images by qemu-img, in the form that the target takes apart."""
+"""Makes the first inputs of a fuzzer, in the form that it takes apart: images by qemu-img, or disks with partition tables
+and file systems by their tools."""
 import os
 import struct
 import subprocess
@@ -12,8 +13,7 @@ def seed(folder, name, how, image, other=b""):
         file.write(bytes([how]) + struct.pack("<I", len(image)) + image + other)
 
 
-def main(folder):
-    os.makedirs(folder, exist_ok=True)
+def images(folder):
     with tempfile.TemporaryDirectory() as work:
         raw = os.path.join(work, "raw")
         with open(raw, "wb") as file:
@@ -40,5 +40,63 @@ def main(folder):
             seed(folder, f"child-{how}", how, open(child, "rb").read(), open(base, "rb").read())
 
 
+SECTOR = 512
+TABLES = {
+    "gpt": (["sfdisk", "-q", "DISK"], "label: gpt\nsize=10M,type=U\nsize=5M,name=two\n"),
+    "parted": (["parted", "-s", "DISK", "mklabel", "gpt", "mkpart", "one", "1MiB", "9MiB"], ""),
+    "few": (["sgdisk", "-S", "4", "-n", "1:0:+10M", "-n", "3:0:+5M", "DISK"], ""),
+    "gpt4096": (["fdisk", "-b", "4096", "DISK"], "g\nn\n\n\n+10M\nn\n\n\n+5M\nw\n"),
+    "mbr": (["sfdisk", "-q", "DISK"],
+            "label: dos\nstart=2048,size=10M,type=83,bootable\nsize=30M,type=5\nsize=5M\nsize=5M\nsize=5M\n"),
+    "mbr4096": (["fdisk", "-b", "4096", "DISK"], "o\nn\np\n1\n\n+10M\nn\ne\n2\n\n\nn\nl\n\n+10M\nn\nl\n\n+10M\nw\n"),
+    "ext4": (["mkfs.ext4", "-q", "DISK"], ""),
+    "btrfs": (["mkfs.btrfs", "-q", "-m", "single", "-L", "label", "DISK"], ""),
+    "fat12": (["mkfs.vfat", "-F", "12", "-n", "TWELVE", "DISK"], ""),
+    "fat32": (["mkfs.vfat", "-F", "32", "-n", "BIG", "DISK"], ""),
+    "exfat": (["mkfs.exfat", "-L", "label", "DISK"], ""),
+    "ntfs": (["mkfs.ntfs", "-q", "-F", "-L", "label", "DISK"], ""),
+    "f2fs": (["mkfs.f2fs", "-q", "-l", "label", "DISK"], ""),
+    "swap": (["mkswap", "-L", "label", "DISK"], ""),
+    "squashfs": (["mksquashfs", "/etc/apt", "DISK", "-noappend", "-quiet", "-no-progress"], ""),
+    "iso": (["genisoimage", "-quiet", "-o", "DISK", "/etc/apt"], ""),
+}
+
+
+def pieces(content):
+    """What is not zero, as the fuzzer wants it: a sector (with the top bit: from the end), a length, and the bytes."""
+    count = len(content) // SECTOR
+    runs = []
+    for sector in range(count):
+        data = content[sector * SECTOR:(sector + 1) * SECTOR]
+        # Superblocks and tables are in front, and copies of tables at the end.
+        if not data.strip(b"\0") or 300 < sector < count - 40 and len(runs) > 10:
+            continue
+        if runs and runs[-1][0] + len(runs[-1][1]) // SECTOR == sector and len(runs[-1][1]) < 60_000:
+            runs[-1][1].extend(data)
+        else:
+            runs.append((sector, bytearray(data)))
+    result = b""
+    for sector, data in runs:
+        place = sector if sector < count // 2 else (count - sector) | 1 << 31
+        result += struct.pack("<IH", place, len(data.rstrip(b"\0"))) + data.rstrip(b"\0")
+    return result
+
+
+def partitions(folder):
+    with tempfile.TemporaryDirectory() as work:
+        disk = os.path.join(work, "disk")
+        for name, (command, text) in TABLES.items():
+            with open(disk, "wb") as file:
+                file.truncate((4 if name == "fat12" else 114 if name == "btrfs" else 64) << 20)
+            command = [disk if word == "DISK" else word for word in command]
+            subprocess.run(command, input=text.encode(), check=True, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
+            content = open(disk, "rb").read()
+            for how in (0, 1):
+                with open(os.path.join(folder, f"{name}-{how}"), "wb") as file:
+                    file.write(bytes([how]) + struct.pack("<I", len(content) // SECTOR) + pieces(content))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    os.makedirs(sys.argv[2], exist_ok=True)
+    {"fuzz": images, "fuzz-partitions": partitions}[sys.argv[1]](sys.argv[2])
