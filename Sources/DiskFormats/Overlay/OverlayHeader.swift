@@ -1,4 +1,5 @@
 internal import DiskImage
+internal import DiskPartitions
 internal import DiskStorage
 
 /// The header of a scratch overlay, vdmount's own format: little endian, 4096 bytes, written once.
@@ -81,7 +82,7 @@ struct OverlayHeader: Sendable, Equatable {
         }
         let body = try fields.bytes(at: 0, count: Self.byteCount - 4)
         let checksum: UInt32 = try fields.littleEndian(at: Self.byteCount - 4)
-        guard Deflate.crc32(body) == checksum else {
+        guard crc32(body) == checksum else {
             throw DiskError(.invalidImage, "the header's checksum is wrong", offset: UInt64(Self.byteCount - 4))
         }
         blockShift = UInt64(try fields.littleEndian(at: 20, as: UInt32.self))
@@ -146,7 +147,7 @@ struct OverlayHeader: Sendable, Equatable {
         let path = Array(parent.path.utf8.prefix(Self.pathLimit))
         fields.littleEndian(UInt16(path.count), at: 128)
         fields.bytes(path, at: 130)
-        fields.littleEndian(Deflate.crc32(Array(fields.bytes.dropLast(4))), at: Self.byteCount - 4)
+        fields.littleEndian(crc32(Array(fields.bytes.dropLast(4))), at: Self.byteCount - 4)
         return fields.bytes
     }
 }
