@@ -1,4 +1,5 @@
 internal import CLinux
+internal import Glibc
 
 /// What an opener does with an image file, and what it suffers others to do meanwhile: QEMU's model, so that its tools
 /// and ours see each other.
@@ -26,6 +27,8 @@ public struct ImagePermissions: OptionSet, Sendable {
     static let usedBase: Int64 = 100
     static let unsharedBase: Int64 = 200
     static let bits: Range<Int64> = 0..<4
+    /// Held by a writer of ours while it takes the others; not QEMU's.
+    static let turn: Int64 = 299
     /// From the first byte that may be locked to the last.
     static let lockLength: Int64 = unsharedBase + bits.upperBound - usedBase
 
@@ -37,7 +40,29 @@ extension FileStorage {
     ///
     /// Throws ``DiskError/Kind/locked`` with the name of the process in the way. File systems without such locks are
     /// left unlocked, as QEMU does.
+    ///
+    /// QEMU's order (take, then look who else has taken) can refuse everybody who comes at the same moment. So writers
+    /// of ours come one after the other, by a byte that QEMU does not use, and who is refused looks once more.
     public func lockImage() throws(DiskError) {
+        for attempt in 0... {
+            guard let refusal = try lockOnce() else { return }
+            unlockImage()
+            if attempt == 2 { throw refusal }
+            usleep(UInt32.random(in: 2_000...20_000))
+        }
+    }
+
+    /// One attempt: nil, or who is in the way.
+    private func lockOnce() throws(DiskError) -> DiskError? {
+        if traits.isWritable {
+            // Whoever has it gives it back at once; on a file system without locks there is no waiting.
+            var waited = 0
+            while clinux_ofd_lock(descriptor, ImagePermissions.turn, 1, true) == -EAGAIN, waited < 200 {
+                usleep(5_000)
+                waited += 1
+            }
+        }
+        defer { if traits.isWritable { _ = clinux_ofd_unlock(descriptor, ImagePermissions.turn, 1) } }
         let used: ImagePermissions = traits.isWritable ? .writer : .reader
         holdsImageLock.withLock { $0 = true }
         for bit in ImagePermissions.bits {
@@ -50,12 +75,13 @@ extension FileStorage {
                 ImagePermissions.exclusive.contains(bit: bit) && isLockedByOther(ImagePermissions.usedBase + bit)
             guard isRefused || isDisturbed else { continue }
             let holder = LockHolder.find(identity).map { "process \($0)" } ?? "another process"
-            throw DiskError(
+            return DiskError(
                 .locked,
                 traits.isWritable
                     ? "is in use by \(holder), so it cannot be opened for writing"
                     : "is being written by \(holder)", image: name)
         }
+        return nil
     }
 
     /// Gives the image lock back, if it was taken. Closing alone may not do it: a process that is just being started
