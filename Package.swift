@@ -50,7 +50,8 @@ let package = Package(
         .executableTarget(
             name: "vdmount",
             dependencies: [
-                "VirtualDisk", "DiskImage", "DiskStorage", "FuseHost", "CommandSupport", argumentParser, logging,
+                "VirtualDisk", "DiskImage", "DiskPartitions", "DiskStorage", "FuseHost", "CommandSupport",
+                argumentParser, logging,
             ],
             swiftSettings: strict),
         .executableTarget(

@@ -45,7 +45,7 @@ public struct Partition: Sendable, Equatable {
 ///
 /// A table that contradicts itself or the disk has no partitions, and ``warning`` says what is wrong: partitions that
 /// overlap each other or the table, reach beyond the disk, or form a circle. Half a table is worse than none.
-public struct PartitionTable: Sendable {
+public struct PartitionTable: Sendable, Equatable {
     /// The kinds of tables.
     public enum Kind: String, Sendable {
         /// There is none.

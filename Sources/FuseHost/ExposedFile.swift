@@ -46,6 +46,12 @@ open class ExposedFile: @unchecked Sendable {
     /// Bytes read and written through the mount so far, by direct requests or to fill the page cache.
     public final var traffic: (read: UInt64, written: UInt64) { (readBytes.total, writtenBytes.total) }
 
+    /// Somebody opens it: whether he may, and whether what the page cache holds of it is still right.
+    open func opened(forWriting: Bool) -> OpenResult { .opened(keepsCache: isStable) }
+
+    /// An opener is gone, for good.
+    open func closed(forWriting: Bool) {}
+
     /// Fills the whole buffer with the bytes at the offset.
     open func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 { EIO }
 
@@ -71,6 +77,12 @@ open class ExposedFile: @unchecked Sendable {
     /// Bytes of storage the file takes up: st_blocks.
     open var allocatedBytes: UInt64 { size }
 
+    /// What ``opened(forWriting:)`` answers.
+    public enum OpenResult: Sendable {
+        case opened(keepsCache: Bool)
+        case refused(Int32)
+    }
+
     /// What ``seek(from:data:)`` answers.
     public enum SeekResult: Sendable {
         case found(UInt64)
@@ -83,7 +95,7 @@ open class ExposedFile: @unchecked Sendable {
     }
 
     /// Nanoseconds since 1970 of the last change.
-    final var modified: Int64 {
+    public final var modified: Int64 {
         if written.exchange(false, ordering: .relaxed) {
             var now = timespec()
             unsafe clock_gettime(CLOCK_REALTIME, &now)

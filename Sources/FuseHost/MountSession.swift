@@ -41,6 +41,9 @@ import Glibc
         if signals >= 0 { close(signals) }
     }
 
+    /// Makes these the files of the folder; the first stays the disk. Who has another one open may go on.
+    public func list(_ files: [ExposedFile]) { tree.list(files) }
+
     /// Where it is mounted now; nil before and after.
     public var mountpoint: String? { entry?.mountpoint }
 

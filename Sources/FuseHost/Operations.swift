@@ -8,7 +8,8 @@ import Glibc
 func fileOperations() -> fuseshim_operations {
     unsafe fuseshim_operations(
         lookup: onLookup, attributes: onAttributes, change: onChange, open: onOpen, read: onRead, write: onWrite,
-        flush: onFlush, sync: onSync, range: onRange, seek: onSeek, entry: onEntry, statistics: onStatistics)
+        closed: onClosed, flush: onFlush, sync: onSync, range: onRange, seek: onSeek, entry: onEntry,
+        statistics: onStatistics)
 }
 
 /// Runs a body with the file of a handle, without counting a reference.
@@ -74,9 +75,14 @@ private func withTree(_ host: UnsafeMutableRawPointer?, _ body: (FileTree) -> In
         guard let file = tree.file(inode: inode) else { return ENOENT }
         let writes = flags & O_ACCMODE != O_RDONLY
         if writes && !file.isWritable { return EROFS }
+        let keepsCache: Bool
+        switch file.opened(forWriting: writes) {
+        case .opened(let keeps): keepsCache = keeps
+        case .refused(let failure): return failure
+        }
         let opened = fuseshim_opened(
             handle: UInt64(UInt(bitPattern: unsafe Unmanaged.passUnretained(file).toOpaque())),
-            keep_cache: file.isStable,
+            keep_cache: keepsCache,
             direct: !file.isStable || flags & directFlag != 0,
             parallel_writes: true,
             no_flush_on_close: !writes)
@@ -91,6 +97,13 @@ private let directFlag: Int32 = 0x10000
 #else
 private let directFlag: Int32 = 0x4000
 #endif
+
+@c private func onClosed(_ handle: UInt64, _ flags: Int32) {
+    _ = withFile(handle) { file in
+        file.closed(forWriting: flags & O_ACCMODE != O_RDONLY)
+        return 0
+    }
+}
 
 @c private func onFlush(_ handle: UInt64) -> Int32 {
     withFile(handle) { $0.isWritable ? $0.flush() : 0 }
@@ -191,11 +204,11 @@ private let directFlag: Int32 = 0x4000
     _ host: UnsafeMutableRawPointer?, _ answer: UnsafeMutablePointer<fuseshim_statistics>?
 ) -> Int32 {
     unsafe withTree(host) { tree in
-        guard let file = tree.files.first, let answer = unsafe answer else { return EIO }
+        guard let file = tree.first, let answer = unsafe answer else { return EIO }
         // The first file is the disk; the others show parts of it.
         let free = file.size - min(file.size, file.allocatedBytes)
         unsafe answer.pointee = fuseshim_statistics(
-            total_bytes: file.size, free_bytes: free, files: UInt64(tree.files.count))
+            total_bytes: file.size, free_bytes: free, files: UInt64(tree.count))
         return 0
     }
 }

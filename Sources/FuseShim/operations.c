@@ -18,8 +18,8 @@ enum { open_direct = 1 << 0, open_keep_cache = 1 << 1, open_no_flush = 1 << 5, o
 /* From this protocol (Linux 6.6) on, direct writers of a file drop what the page cache of others holds of it. */
 enum { kernel_with_coherent_direct_io = 39 };
 
-/* Names do not change. */
-static const double entry_seconds = 3600;
+/* Names come and go with the partition table. */
+static const double entry_seconds = 1;
 
 static fuseshim_session *session_of(fuse_req_t request) { return fuse_req_userdata(request); }
 
@@ -172,6 +172,12 @@ static void on_open(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info 
 
 static void on_release(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *info) {
     (void)inode;
+    session_of(request)->operations.closed(info->fh, info->flags);
+    fuse_reply_err(request, 0);
+}
+
+static void on_releasedir(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info *info) {
+    (void)inode;
     (void)info;
     fuse_reply_err(request, 0);
 }
@@ -261,8 +267,6 @@ static void on_opendir(fuse_req_t request, fuse_ino_t inode, struct fuse_file_in
         fuse_reply_err(request, ENOTDIR);
         return;
     }
-    info->keep_cache = 1;
-    info->cache_readdir = 1;
     fuse_reply_open(request, info);
 }
 
@@ -365,7 +369,7 @@ const struct fuse_lowlevel_ops fuseshim_callbacks = {
     .fsync = on_fsync,
     .opendir = on_opendir,
     .readdir = on_readdir,
-    .releasedir = on_release,
+    .releasedir = on_releasedir,
     .statfs = on_statfs,
     .mknod = on_mknod,
     .mkdir = on_mkdir,

@@ -1,29 +1,44 @@
+import DiskPartitions
 import DiskStorage
 import FuseHost
 import Glibc
 import VirtualDisk
 
-/// `disk.raw`: the whole disk as a file.
-final class DiskFile: ExposedFile, @unchecked Sendable {  // a constant reference to a Sendable disk
+/// The disk, or a partition of it, as a file.
+final class DiskFile: ExposedFile, @unchecked Sendable {  // constant references to Sendable objects
     private let disk: Disk
+    /// Where its first byte lies in the disk.
+    private let start: UInt64
+    private let views: DiskViews
     private let report: @Sendable (String, DiskError) -> Void
+    /// Which part of the disk it shows: nil is all of it.
+    let partition: Partition?
 
     /// `report` is told of each request that failed.
     init(
-        _ disk: Disk, mode: UInt32, owner: UInt32, group: UInt32,
+        _ disk: Disk, partition: Partition? = nil, views: DiskViews, mode: UInt32, owner: UInt32, group: UInt32,
         report: @escaping @Sendable (String, DiskError) -> Void
     ) {
         self.disk = disk
+        self.partition = partition
+        self.views = views
         self.report = report
+        start = partition?.offset ?? 0
         super.init(
-            name: "disk.raw", size: disk.size, isWritable: disk.isWritable, mode: mode, owner: owner, group: group,
-            modified: disk.modificationTime)
+            name: partition.map { "part\($0.number).raw" } ?? "disk.raw", size: partition?.length ?? disk.size,
+            isWritable: disk.isWritable, mode: mode, owner: owner, group: group, modified: disk.modificationTime)
     }
 
+    override func opened(forWriting: Bool) -> OpenResult {
+        views.opened(self, forWriting: forWriting)
+    }
+
+    override func closed(forWriting: Bool) { views.closed(self, forWriting: forWriting) }
+
     override func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 {
-        guard let start = buffer.baseAddress else { return 0 }
+        guard let memory = buffer.baseAddress else { return 0 }
         do throws(DiskError) {
-            unsafe try disk.read(into: IOBuffer(start: start, count: buffer.count), at: offset)
+            unsafe try disk.read(into: IOBuffer(start: memory, count: buffer.count), at: start + offset)
             return 0
         } catch {
             return failed("reading \(buffer.count) bytes at \(offset)", error)
@@ -31,9 +46,10 @@ final class DiskFile: ExposedFile, @unchecked Sendable {  // a constant referenc
     }
 
     override func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) -> Int32 {
-        guard let start = buffer.baseAddress else { return 0 }
+        guard let memory = buffer.baseAddress else { return 0 }
         do throws(DiskError) {
-            unsafe try disk.write(IOBytes(start: start, count: buffer.count), at: offset)
+            unsafe try disk.write(IOBytes(start: memory, count: buffer.count), at: start + offset)
+            views.wrote(offset: offset, count: buffer.count, to: self)
             return 0
         } catch {
             return failed("writing \(buffer.count) bytes at \(offset)", error)
@@ -43,6 +59,7 @@ final class DiskFile: ExposedFile, @unchecked Sendable {  // a constant referenc
     override func flush() -> Int32 {
         do throws(DiskError) {
             try disk.flush()
+            views.flushed(self)
             return 0
         } catch {
             return failed("flushing", error)
@@ -51,7 +68,8 @@ final class DiskFile: ExposedFile, @unchecked Sendable {  // a constant referenc
 
     override func discard(offset: UInt64, length: UInt64) -> Int32 {
         do throws(DiskError) {
-            try disk.discard(offset: offset, length: length)
+            try disk.discard(offset: start + offset, length: length)
+            views.wrote(offset: offset, count: Int(clamping: length), to: self)
             return 0
         } catch {
             return failed("discarding \(length) bytes at \(offset)", error)
@@ -62,18 +80,21 @@ final class DiskFile: ExposedFile, @unchecked Sendable {  // a constant referenc
 
     override func seek(from offset: UInt64, data: Bool) -> SeekResult {
         do throws(DiskError) {
-            if !data { return .found(try disk.nextHole(from: offset)) }
-            guard let found = try disk.nextData(from: offset) else { return .failed(ENXIO) }
-            return .found(found)
+            if !data { return .found(min(try disk.nextHole(from: start + offset) - start, size)) }
+            guard let found = try disk.nextData(from: start + offset), found - start < size else {
+                return .failed(ENXIO)
+            }
+            return .found(found - start)
         } catch {
             return .failed(failed("looking for data at \(offset)", error))
         }
     }
 
+    /// Of a partition not known better than of the whole disk.
     override var allocatedBytes: UInt64 { min((try? disk.allocatedBytes()) ?? size, size) }
 
     private func failed(_ doing: String, _ error: DiskError) -> Int32 {
-        report(doing, error)
+        report(partition == nil ? doing : "\(name): \(doing)", error)
         return error.errnoValue
     }
 }

@@ -14,6 +14,7 @@ struct MountFailure: Error {
 struct RunningMount {
     private let disk: Disk
     private let session: MountSession
+    private let partitions: PartitionFiles
     private let logger: Logger
     /// What is mounted, for the log.
     let summary: String
@@ -29,9 +30,8 @@ struct RunningMount {
         } catch {
             throw MountFailure(text: "\(error)")
         }
-        let file = DiskFile(
-            disk, mode: request.mode, owner: request.owner ?? geteuid(), group: request.group ?? getegid()
-        ) { doing, error in logger.error("\(doing): \(error)") }
+        partitions = PartitionFiles(disk, request, logger)
+        let file = partitions.makeWhole()
         do throws(HostError) {
             session = try Self.mount(file, image: image, at: place, request) { [disk] question in
                 guard question == "status" else { return nil }
@@ -41,6 +41,7 @@ struct RunningMount {
             try? disk.close()
             throw MountFailure(text: "\(error)")
         }
+        if place.isFolder, let warning = partitions.begin(session) { Daemon.say("vdmount: \(image): \(warning)") }
         let mode = request.isWritable ? "read-write" : "read-only"
         summary = "\(image) is at \(place.path), \(mode), \(disk.size) bytes"
     }
@@ -97,7 +98,8 @@ struct RunningMount {
                         return "\(error)"
                     }
                 },
-                close: { [disk] in
+                close: { [disk, partitions] in
+                    partitions.end()
                     do throws(DiskError) {
                         try disk.close()
                         return nil
@@ -110,6 +112,7 @@ struct RunningMount {
 
     /// Unmounts and closes at once, for a caller that went away.
     func abandon() -> String? {
+        partitions.end()
         session.cancel()
         do throws(DiskError) {
             try disk.close()

@@ -81,6 +81,7 @@ typedef struct fuseshim_operations {
     int (*open)(void *host, uint64_t inode, int flags, fuseshim_opened *answer);
     int (*read)(uint64_t handle, void *buffer, size_t size, uint64_t offset, size_t *done);
     int (*write)(uint64_t handle, const void *data, size_t size, uint64_t offset, int flags, size_t *done);
+    void (*closed)(uint64_t handle, int flags); /* the last descriptor of an open file is gone; open(2)'s flags */
     int (*flush)(uint64_t handle);   /* a descriptor of the open file is being closed */
     int (*sync)(uint64_t handle);    /* fsync(2), fdatasync(2) */
     int (*range)(uint64_t handle, fuseshim_range_operation operation, uint64_t offset, uint64_t length, bool keep_size);

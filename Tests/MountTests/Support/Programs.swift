@@ -34,7 +34,8 @@ enum Machine {
         "blockdev", "cmp", "cp", "diff", "du", "e2fsck", "fallocate", "findmnt", "fio", "flock", "fstrim",
         "fusermount3", "losetup", "mkfs.ext4",
         "mount",
-        "python3", "qemu-img", "qemu-io", "qemu-storage-daemon", "setpriv", "sha256sum", "stat", "timeout", "umount",
+        "python3", "qemu-img", "qemu-io", "qemu-storage-daemon", "setpriv", "sfdisk", "sha256sum", "stat", "timeout",
+        "umount",
         "unshare",
         "vmdkmount",
     ]
