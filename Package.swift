@@ -77,6 +77,7 @@ let package = Package(
         .testTarget(
             name: "VirtualDiskTests", dependencies: ["VirtualDisk", "DiskTesting", "CAllocationCounter"],
             swiftSettings: strict),
+        .testTarget(name: "FuseHostTests", dependencies: ["FuseHost"], swiftSettings: strict),
         .testTarget(name: "MountTests", dependencies: ["DiskTesting"], swiftSettings: strict),
     ]
 )

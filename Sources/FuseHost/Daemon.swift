@@ -7,16 +7,20 @@ import Glibc
 /// waits for the child's word: `ready` lets it exit with status 0, `fail` makes it print the message and exit with the
 /// status. If the child dies without a word the parent says so.
 ///
+/// In the foreground the process may be a service of systemd: then `ready` and `fail` tell its manager.
+///
 /// It must be the first thing a program does: Dispatch and threads do not survive a fork.
 public struct Daemon: ~Copyable {
     /// Where the parent listens; -1 in the foreground.
     private let pipe: Int32
     private let program: String
+    /// Whom to tell of the service's state; nobody in the background, where the service is another process.
+    public let service: ServiceNotification
 
     /// Forks unless `foreground`. Returns in the child only. Also makes SIGPIPE show up as EPIPE.
     public static func start(program: String, foreground: Bool) throws(HostError) -> Daemon {
         fuseshim_ignore_sigpipe()
-        if foreground { return Daemon(pipe: -1, program: program) }
+        if foreground { return Daemon(pipe: -1, program: program, service: .fromEnvironment()) }
         var ends: [Int32] = [-1, -1]
         guard unsafe Glibc.pipe(&ends) == 0 else {
             throw HostError(subject: program, action: "cannot go to the background", errno: errno)
@@ -30,7 +34,7 @@ public struct Daemon: ~Copyable {
         if child == 0 {
             // A lock or a pipe that the caller left open would stay so for as long as the mount is there.
             fuseshim_close_others(ends[1])
-            return Daemon(pipe: ends[1], program: program)
+            return Daemon(pipe: ends[1], program: program, service: .none)
         }
         close(ends[1])
         listen(ends[0], child: child, program: program)
@@ -39,7 +43,10 @@ public struct Daemon: ~Copyable {
     /// The disk is there: lets the parent exit, leaves the terminal, its session and the working folder behind.
     /// False if the parent is gone, as after Ctrl-C: then the caller should unmount and end.
     public consuming func ready() -> Bool {
-        guard pipe >= 0 else { return true }
+        guard pipe >= 0 else {
+            service.ready()
+            return true
+        }
         let heard = SystemFiles.writeAll("0", to: pipe)
         close(pipe)
         setsid()
@@ -51,7 +58,10 @@ public struct Daemon: ~Copyable {
     }
 
     /// Ends the program with one message `program: message` on the user's standard error.
-    public consuming func fail(_ message: String, status: Int32 = 1) -> Never {
+    ///
+    /// - Parameter errno: the number behind it for the service manager, 0 if there is none.
+    public consuming func fail(_ message: String, status: Int32 = 1, errno code: Int32 = 0) -> Never {
+        service.failed(message, errno: code)
         if pipe < 0 || !SystemFiles.writeAll("\(status) \(message)", to: pipe) {
             Self.say("\(program): \(message)")
         }

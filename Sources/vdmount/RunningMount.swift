@@ -8,6 +8,8 @@ import VirtualDisk
 /// What keeps a mount from coming about, as one line.
 struct MountFailure: Error {
     let text: String
+    /// The system's number for it, if there is one.
+    var errno: Int32 = 0
 }
 
 /// An open disk and the mount that shows it.
@@ -28,7 +30,7 @@ struct RunningMount {
         do throws(DiskError) {
             disk = try Disk.open(image, options: Self.options(request))
         } catch {
-            throw MountFailure(text: "\(error)")
+            throw MountFailure(text: "\(error)", errno: error.errnoValue)
         }
         partitions = PartitionFiles(disk, request, logger)
         let file = partitions.makeWhole()
@@ -87,7 +89,7 @@ struct RunningMount {
     }
 
     /// Serves until the mount is gone and the disk closed; nil, or what failed at the end.
-    func serve() -> String? {
+    func serve(_ service: ServiceNotification) -> String? {
         session.serve(
             MountSession.Handler(
                 flush: { [disk] in
@@ -99,6 +101,7 @@ struct RunningMount {
                     }
                 },
                 close: { [disk, partitions] in
+                    service.stopping()
                     partitions.end()
                     do throws(DiskError) {
                         try disk.close()
@@ -107,7 +110,10 @@ struct RunningMount {
                         return "\(error)"
                     }
                 },
-                log: { [logger] in logger.warning("\($0)") }))
+                log: { [logger] in
+                    logger.warning("\($0)")
+                    service.status($0)
+                }))
     }
 
     /// Unmounts and closes at once, for a caller that went away.

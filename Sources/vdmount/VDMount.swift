@@ -161,15 +161,18 @@ struct VDMount: ParsableCommand {
         do throws(MountFailure) {
             mount = try RunningMount(image: image, at: mountpoint, request, logger)
         } catch {
-            daemon.fail(error.text)
+            daemon.fail(error.text, errno: error.errno)
         }
+        let service = daemon.service
+        service.status(mount.summary)
         guard daemon.ready() else {
             _ = mount.abandon()
             throw ExitCode(1)
         }
         logger.info("\(mount.summary)")
-        if let failure = mount.serve() {
+        if let failure = mount.serve(service) {
             logger.error("\(failure)")
+            service.failed(failure)
             throw ExitCode(1)
         }
     }
