@@ -20,7 +20,7 @@ struct CheckCommand: ParsableCommand {
     @Flag(help: "Repair what can be repaired.") var repair = false
     @Flag(help: "Also check the parents (which are never repaired).") var chain = false
     @Flag(help: "Write JSON.") var json = false
-    @Argument(help: "The image.") var path: String
+    @Argument(help: "The image.", completion: .file()) var path: String
 
     func run() throws {
         var reports: [(String, CheckReport)] = []

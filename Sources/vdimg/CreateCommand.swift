@@ -20,7 +20,7 @@ struct CreateCommand: ParsableCommand {
     @Option(help: "The format; told by the file name's extension if not given.") var format: String?
     @Option(help: "The kind of image, as 'vdimg formats' lists them.") var variant: String?
     @Option(help: "The size of the disk: bytes, or K, M, G, T (powers of 1024).") var size: ByteCount?
-    @Option(help: "Make a differencing image over this one.") var parent: String?
+    @Option(help: "Make a differencing image over this one.", completion: .file()) var parent: String?
     @Option(help: "The parent's format; detected if not given.") var parentFormat: String?
     @Option(help: "The unit of allocation: bytes, or K, M.") var blockSize: ByteCount?
     @Option(help: "A comment to store in the image.") var comment: String?
@@ -32,10 +32,11 @@ struct CreateCommand: ParsableCommand {
     @Option(
         name: .customLong("allow-dir"),
         help: ArgumentHelp(
-            "The parent's own parents and extents may also come from DIR (repeatable).", valueName: "DIR"))
+            "The parent's own parents and extents may also come from DIR (repeatable).", valueName: "DIR"),
+        completion: .directory)
     var allowedFolders: [String] = []
     @Flag(help: "Say nothing on success.") var quiet = false
-    @Argument(help: "The new image.") var path: String
+    @Argument(help: "The new image.", completion: .file()) var path: String
 
     func validate() throws {
         let needsSize = variant != "full-device" && variant != "partitioned-device"

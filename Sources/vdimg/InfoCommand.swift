@@ -14,7 +14,7 @@ struct InfoCommand: ParsableCommand {
     @OptionGroup var image: ImageOptions
     @Flag(help: "Also show the parents, the newest image first.") var chain = false
     @Flag(help: "Write JSON: a list of images, the newest first.") var json = false
-    @Argument(help: "The image.") var path: String
+    @Argument(help: "The image.", completion: .file()) var path: String
 
     func run() throws {
         try reportingErrors { () throws(DiskError) in

@@ -10,7 +10,7 @@ struct MapCommand: ParsableCommand {
 
     @OptionGroup var image: ImageOptions
     @Flag(help: "Write JSON: a list of extents.") var json = false
-    @Argument(help: "The image.") var path: String
+    @Argument(help: "The image.", completion: .file()) var path: String
 
     func run() throws {
         try reportingErrors { () throws(DiskError) in

@@ -40,7 +40,8 @@ struct ImageOptions: ParsableArguments {
 
     @Option(
         name: .customLong("allow-dir"),
-        help: ArgumentHelp("Parents and extents may also come from DIR (repeatable).", valueName: "DIR"))
+        help: ArgumentHelp("Parents and extents may also come from DIR (repeatable).", valueName: "DIR"),
+        completion: .directory)
     var allowedFolders: [String] = []
 }
 

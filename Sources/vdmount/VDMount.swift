@@ -72,7 +72,8 @@ struct VDMount: ParsableCommand {
 
     @Option(
         name: .customLong("allow-dir"),
-        help: ArgumentHelp("Parents and extents may also come from DIR (repeatable).", valueName: "DIR"))
+        help: ArgumentHelp("Parents and extents may also come from DIR (repeatable).", valueName: "DIR"),
+        completion: .directory)
     var allowedFolders: [String] = []
 
     @Option(
@@ -91,7 +92,7 @@ struct VDMount: ParsableCommand {
     @Option(help: "error, warning, notice, info or debug (default: notice).")
     var logLevel: String?
 
-    @Option(help: ArgumentHelp("Append the log to FILE.", valueName: "FILE"))
+    @Option(help: ArgumentHelp("Append the log to FILE.", valueName: "FILE"), completion: .file())
     var logFile: String?
 
     @Flag(help: "Show what is mounted.")
@@ -100,10 +101,11 @@ struct VDMount: ParsableCommand {
     @Flag(help: "With --list: as JSON.")
     var json = false
 
-    @Argument(help: ArgumentHelp("The image, most often the newest of its chain.", valueName: "IMAGE"))
+    @Argument(
+        help: ArgumentHelp("The image, most often the newest of its chain.", valueName: "IMAGE"), completion: .file())
     var image: String?
 
-    @Argument(help: ArgumentHelp("A folder or a regular file.", valueName: "MOUNTPOINT"))
+    @Argument(help: ArgumentHelp("A folder or a regular file.", valueName: "MOUNTPOINT"), completion: .file())
     var mountpoint: String?
 
     /// The options of the command line and of `-o` together; what stands on its own wins over the list.

@@ -37,7 +37,7 @@ struct VDUmount: ParsableCommand {
     @Flag(name: .long, help: "Unmount everything that vdmount mounted.")
     var all = false
 
-    @Argument(help: ArgumentHelp("Where the disks are mounted.", valueName: "mountpoint"))
+    @Argument(help: ArgumentHelp("Where the disks are mounted.", valueName: "mountpoint"), completion: .file())
     var mountpoints: [String] = []
 
     func validate() throws {
