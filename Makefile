@@ -6,6 +6,11 @@ SHELL := /bin/bash
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
+# mount(8) looks for its helpers in /sbin, shells for completions where their distribution says.
+UNIT_DIR ?= $(PREFIX)/lib/systemd/system
+BASH_DIR ?= $(PREFIX)/share/bash-completion/completions
+ZSH_DIR  ?= $(PREFIX)/share/zsh/site-functions
+FISH_DIR ?= $(PREFIX)/share/fish/vendor_completions.d
 SWIFT   ?= swift
 SWIFT_MINIMUM := 6.2
 
@@ -15,9 +20,14 @@ PACKAGES := \
     libfuse3-dev fuse3 libdeflate-dev \
     qemu-utils qemu-system-common libvmdk-utils \
     fdisk parted gdisk btrfs-progs dosfstools exfatprogs f2fs-tools ntfs-3g cryptsetup-bin genisoimage squashfs-tools \
-    fio e2fsprogs xfsprogs mount util-linux procps strace python3 xz-utils
+    fio e2fsprogs xfsprogs mount util-linux procps strace python3 xz-utils systemd
+
+# What the Debian package needs on top: to build and lint it, and to try it in a Debian tree and on a booted machine.
+DEB_PACKAGES  := build-essential debhelper lintian mandoc debootstrap
+BOOT_PACKAGES := qemu-system-x86
 
 BINARIES := vdmount vdumount vdimg
+MOUNT_HELPERS := mount.vdmount umount.fuse.vdmount
 SOURCE_TREES := Sources Tests Package.swift
 
 # Targets import only what they declare.
@@ -84,7 +94,7 @@ build: check-swift
 debug: check-swift
 	$(SWIFT) build $(BUILD_FLAGS)
 
-## install: copy the release binaries and the documentation to PREFIX (/usr/local), below DESTDIR; after make build
+## install: copy programs, mount helpers, unit, manual and documentation to PREFIX (/usr/local); after make build
 .PHONY: install
 install:
 	@for binary in $(BINARIES); do \
@@ -95,12 +105,38 @@ install:
 	install -m 755 $(BINARIES:%=$(RELEASE_BIN)/%) "$(DESTDIR)$(PREFIX)/bin/"
 	install -m 644 README.md CHANGELOG.md LICENSE "$(DESTDIR)$(PREFIX)/share/doc/vdmount/"
 	cp -r --no-preserve=all docs "$(DESTDIR)$(PREFIX)/share/doc/vdmount/"
+	rm -r "$(DESTDIR)$(PREFIX)/share/doc/vdmount/docs/man"
+	install -d "$(DESTDIR)$(PREFIX)/share/man/man1" "$(DESTDIR)$(PREFIX)/share/man/man8"
+	install -m 644 docs/man/*.1 "$(DESTDIR)$(PREFIX)/share/man/man1/"
+	install -m 644 docs/man/*.8 "$(DESTDIR)$(PREFIX)/share/man/man8/"
+	ln -sf vdmount.8 "$(DESTDIR)$(PREFIX)/share/man/man8/mount.vdmount.8"
+	ln -sf vdumount.8 "$(DESTDIR)$(PREFIX)/share/man/man8/umount.fuse.vdmount.8"
+	install -d "$(DESTDIR)$(PREFIX)/sbin" "$(DESTDIR)$(UNIT_DIR)" "$(DESTDIR)$(PREFIX)/share/doc/vdmount/examples"
+	@for helper in $(MOUNT_HELPERS); do \
+	    sed 's|@bindir@|$(PREFIX)/bin|' System/$$helper >"$(DESTDIR)$(PREFIX)/sbin/$$helper"; \
+	    chmod 755 "$(DESTDIR)$(PREFIX)/sbin/$$helper"; \
+	done
+	sed 's|@bindir@|$(PREFIX)/bin|' System/vdmount@.service >"$(DESTDIR)$(UNIT_DIR)/vdmount@.service"
+	install -m 644 System/example.conf "$(DESTDIR)$(PREFIX)/share/doc/vdmount/examples/"
+	install -d "$(DESTDIR)$(BASH_DIR)" "$(DESTDIR)$(ZSH_DIR)" "$(DESTDIR)$(FISH_DIR)"
+	@for binary in $(BINARIES); do \
+	    generate=($(RELEASE_BIN)/$$binary --generate-completion-script); \
+	    "$${generate[@]}" bash | sed '1{/^#!/d}' >"$(DESTDIR)$(BASH_DIR)/$$binary"; \
+	    "$${generate[@]}" zsh >"$(DESTDIR)$(ZSH_DIR)/_$$binary"; \
+	    "$${generate[@]}" fish >"$(DESTDIR)$(FISH_DIR)/$$binary.fish"; \
+	done
 
 ## uninstall: remove what install put there
 .PHONY: uninstall
 uninstall:
 	rm -f $(BINARIES:%="$(DESTDIR)$(PREFIX)/bin/%")
 	rm -rf "$(DESTDIR)$(PREFIX)/share/doc/vdmount"
+	rm -f $(MOUNT_HELPERS:%="$(DESTDIR)$(PREFIX)/sbin/%") "$(DESTDIR)$(UNIT_DIR)/vdmount@.service"
+	rm -f $(patsubst docs/man/%,"$(DESTDIR)$(PREFIX)/share/man/man1/%",$(wildcard docs/man/*.1)) \
+	    $(patsubst docs/man/%,"$(DESTDIR)$(PREFIX)/share/man/man8/%",$(wildcard docs/man/*.8)) \
+	    $(MOUNT_HELPERS:%="$(DESTDIR)$(PREFIX)/share/man/man8/%.8")
+	rm -f $(BINARIES:%="$(DESTDIR)$(BASH_DIR)/%") $(BINARIES:%="$(DESTDIR)$(ZSH_DIR)/_%") \
+	    $(BINARIES:%="$(DESTDIR)$(FISH_DIR)/%.fish")
 
 # ---- trying and testing -------------------------------------------------------------------------------------------
 
@@ -116,6 +152,7 @@ test: deps
 	@$(call as_root,mounting and loop devices in the tests); \
 	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
 	"$${run[@]}" $(SWIFT) test $(TEST_FLAGS) --skip-build
+	@Tests/System/units.sh
 
 ## torture: the power-cut and random tests, many times longer (VDMOUNT_TORTURE=1)
 .PHONY: torture
@@ -155,6 +192,31 @@ bench: deps
 	@$(MAKE) --no-print-directory build
 	@$(call as_root,mounting and loop devices in the benchmark); \
 	"$${run[@]}" python3 Tests/Bench/bench.py --bin $(RELEASE_BIN) $(BENCH_ARGS)
+
+# ---- the Debian package -------------------------------------------------------------------------------------------
+
+DEB_DIR := .build/deb
+
+## deb: build the Debian package, in .build/deb
+.PHONY: deb
+deb:
+	@$(MAKE) --no-print-directory deps PACKAGES="$(strip $(PACKAGES) $(DEB_PACKAGES))"
+	dpkg-buildpackage -us -uc -b
+	@mkdir -p $(DEB_DIR); rm -f $(DEB_DIR)/vdmount*; \
+	changes="../vdmount_$$(dpkg-parsechangelog -S Version)_$$(dpkg --print-architecture).changes"; \
+	for file in $$(sed -n '/^Files:/,$$s/^ [0-9a-f]\{32\} .* //p' "$$changes"); do mv "../$$file" $(DEB_DIR)/; done; \
+	mv "$$changes" $(DEB_DIR)/; ls $(DEB_DIR)/*.deb
+
+## test-deb: build and lint the package; install it in a bare Debian tree, use it there, purge it (root)
+.PHONY: test-deb
+test-deb: deb
+	@$(call as_root,making a Debian tree); "$${run[@]}" Tests/System/deb.sh $(DEB_DIR)
+
+## test-boot: boot a small Debian machine in QEMU twice, with a unit and fstab lines that mount images (root; long)
+.PHONY: test-boot
+test-boot: deb
+	@$(MAKE) --no-print-directory deps PACKAGES="$(strip $(PACKAGES) $(DEB_PACKAGES) $(BOOT_PACKAGES))"
+	@$(call as_root,making a Debian tree); "$${run[@]}" Tests/System/boot.sh $(DEB_DIR)
 
 # ---- the sources --------------------------------------------------------------------------------------------------
 
