@@ -125,7 +125,7 @@ extension MountTests {
                     #expect(result.status != 0, "\(command)")
                     #expect(!result.errorText.contains("Input/output"), "\(result.errorText)")
                 }
-                #expect(try tool("ls", "-A", folder) == "disk.raw\n")
+                #expect(try tool("ls", "-A", folder) == "disk.raw\ninfo.json\n")
                 #expect(throws: SystemFailure(ENOENT)) { try FileStatus("\(folder)/Disk.raw") }
                 // Times may be set, as cp -p and tar do; it does no harm.
                 try tool("touch", disk.file)

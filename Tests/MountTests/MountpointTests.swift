@@ -22,7 +22,7 @@ extension MountTests {
         @Test func folder() throws {
             try Stage.use { stage in
                 let disk = try stage.mount(image(stage))
-                #expect(try tool("ls", disk.mountpoint) == "disk.raw\n")
+                #expect(try tool("ls", disk.mountpoint) == "disk.raw\ninfo.json\n")
                 #expect(try FileStatus(disk.mountpoint).mode == 0o500)
                 let info = try tool("findmnt", "--noheadings", "--output", "FSTYPE,SOURCE,OPTIONS", disk.mountpoint)
                 #expect(info.contains("fuse.vdmount") && info.contains(stage.file("disk.vmdk")) && info.contains("ro,"))
