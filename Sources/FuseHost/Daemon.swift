@@ -3,13 +3,16 @@ import Glibc
 
 /// Going to the background, with the caller waiting until all is well.
 ///
-/// `start` forks. The child goes on, with the terminal still its own: it may print, and Ctrl-C ends both. The parent
+/// `run` forks. The child goes on, with the terminal still its own: it may print, and Ctrl-C ends both. The parent
 /// waits for the child's word: `ready` lets it exit with status 0, `fail` makes it print the message and exit with the
 /// status. If the child dies without a word the parent says so.
 ///
 /// In the foreground the process may be a service of systemd: then `ready` and `fail` tell its manager.
 ///
-/// It must be the first thing a program does: Dispatch and threads do not survive a fork.
+/// It must be the first thing a program does: Dispatch and threads do not survive a fork. The child goes on in a new
+/// thread: the Swift runtime remembers the number of the thread that it runs in, and locks with it. In the forked copy
+/// of the first thread that number is the parent's, and a lock that two threads want at the same time is never given
+/// back (futex(2): `FUTEX_UNLOCK_PI` fails with EPERM).
 public struct Daemon: ~Copyable {
     /// Where the parent listens; -1 in the foreground.
     private let pipe: Int32
@@ -17,27 +20,44 @@ public struct Daemon: ~Copyable {
     /// Whom to tell of the service's state; nobody in the background, where the service is another process.
     public let service: ServiceNotification
 
-    /// Forks unless `foreground`. Returns in the child only. Also makes SIGPIPE show up as EPIPE.
-    public static func start(program: String, foreground: Bool) throws(HostError) -> Daemon {
+    /// Forks unless `foreground`, runs `body` in the child, and exits with the status that it answers. Also makes
+    /// SIGPIPE show up as EPIPE.
+    public static func run(
+        program: String, foreground: Bool, _ body: @escaping (consuming Daemon) -> Int32
+    ) -> Never {
         fuseshim_ignore_sigpipe()
-        if foreground { return Daemon(pipe: -1, program: program, service: .fromEnvironment()) }
+        if foreground { exit(body(Daemon(pipe: -1, program: program, service: .fromEnvironment()))) }
         var ends: [Int32] = [-1, -1]
-        guard unsafe Glibc.pipe(&ends) == 0 else {
-            throw HostError(subject: program, action: "cannot go to the background", errno: errno)
-        }
+        if unsafe Glibc.pipe(&ends) != 0 { cannot(program, errno) }
         for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
         fflush(nil)
         let child = fuseshim_fork()
-        guard child >= 0 else {
-            throw HostError(subject: program, action: "cannot go to the background", errno: errno)
+        if child < 0 { cannot(program, errno) }
+        if child > 0 {
+            close(ends[1])
+            listen(ends[0], child: child, program: program)
         }
-        if child == 0 {
-            // A lock or a pipe that the caller left open would stay so for as long as the mount is there.
-            fuseshim_close_others(ends[1])
-            return Daemon(pipe: ends[1], program: program, service: .none)
-        }
-        close(ends[1])
-        listen(ends[0], child: child, program: program)
+        // A lock or a pipe that the caller left open would stay so for as long as the mount is there.
+        fuseshim_close_others(ends[1])
+        let work = Work { [pipe = ends[1]] in body(Daemon(pipe: pipe, program: program, service: .none)) }
+        let failure = unsafe fuseshim_go_on_in_thread(
+            { context in
+                // What was retained for this thread just below.
+                guard let context = unsafe context else { return }
+                exit(unsafe Unmanaged<Work>.fromOpaque(context).takeRetainedValue().body())
+            }, Unmanaged.passRetained(work).toOpaque())
+        cannot(program, failure)
+    }
+
+    /// What the new thread does.
+    private final class Work {
+        let body: () -> Int32
+        init(_ body: @escaping () -> Int32) { self.body = body }
+    }
+
+    private static func cannot(_ program: String, _ code: Int32) -> Never {
+        say("\(program): cannot go to the background: \(errorText(code))")
+        _exit(1)
     }
 
     /// The disk is there: lets the parent exit, leaves the terminal, its session and the working folder behind.

@@ -7,8 +7,9 @@ import Glibc
 /// `/run/user/UID/vdmount` or `/tmp/vdmount-UID` for others, one `key=value` a line.
 /// - While the daemon lives it holds a flock(2) on the file: a record without one is of a daemon that was killed.
 ///   The lock is taken before the file gets its name, so nobody sees a living record unlocked.
-/// - When the daemon has closed the disk it adds `result=` (0 or 1) and `message=`, removes the name and drops the
-///   lock. Who opened the file before, waits for the lock and then reads how it ended, or finds no result: killed.
+/// - When the daemon has closed the disk it adds `result=` (0 or 1) and `message=`, removes the name and ends, which
+///   drops the lock. Who opened the file before, waits for the lock and then reads how it ended, or finds no result:
+///   killed.
 ///
 /// Nothing is polled by process number, so a number used again does no harm. The record is a help for `vdumount`: a
 /// mount works without.
@@ -67,13 +68,14 @@ public final class MountRecord: @unchecked Sendable {
         self.control = control
     }
 
-    /// Says how the daemon ended and lets those who wait go on. To be called once, when the disk is closed.
+    /// Says how the daemon ended. To be called once, when the disk is closed and nothing but the end of the process is
+    /// left: that releases the lock, so that who waits for it goes on when no file is open any more, and may unmount
+    /// the file system that the images lie in.
     func finish(failure: String?) {
         let message = failure.map { "message=\(OctalText.encode($0))\n" } ?? ""
         SystemFiles.writeAll("result=\(failure == nil ? 0 : 1)\n" + message, to: descriptor)
         control?.end()
         unsafe unlink(path)
-        close(descriptor)
     }
 
     /// Where the records of a user are.

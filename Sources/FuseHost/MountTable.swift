@@ -119,9 +119,9 @@ enum Unmount {
 }
 
 /// Other programs.
-enum Program {
+public enum Program {
     /// Runs a program to its end: its exit status (-1 if it did not exit) and what it wrote to standard error.
-    static func run(_ arguments: [String]) -> (status: Int32, errors: String) {
+    public static func run(_ arguments: [String]) -> (status: Int32, errors: String) {
         var output = [CChar](repeating: 0, count: 1024)
         let status = unsafe withCStrings(arguments) { list in
             unsafe output.withUnsafeMutableBufferPointer { text in

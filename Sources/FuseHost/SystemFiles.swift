@@ -1,13 +1,18 @@
 import Glibc
 
 /// The few looks at /proc, /sys and paths that a mount needs, without Foundation.
-enum SystemFiles {
+public enum SystemFiles {
     /// What a file holds, at most `limit` bytes; nil if it cannot be read.
     static func contents(_ path: String, limit: Int = 16 << 20) -> [UInt8]? {
         let descriptor = openFile(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else { return nil }
         defer { close(descriptor) }
         return contents(of: descriptor, limit: limit)
+    }
+
+    /// The text of a file of at most 1 MiB; nil if it cannot be read.
+    public static func text(_ path: String) -> String? {
+        contents(path, limit: 1 << 20).map { String(decoding: $0, as: UTF8.self) }
     }
 
     static func contents(of descriptor: Int32, limit: Int) -> [UInt8]? {
@@ -76,7 +81,8 @@ enum SystemFiles {
         return names
     }
 
-    static func link(_ path: String) -> String? {
+    /// Where a symbolic link leads.
+    public static func link(_ path: String) -> String? {
         var buffer = [UInt8](repeating: 0, count: Int(PATH_MAX))
         let count = unsafe buffer.withUnsafeMutableBytes { buffer in
             unsafe readlink(path, buffer.bindMemory(to: CChar.self).baseAddress!, buffer.count)

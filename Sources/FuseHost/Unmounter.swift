@@ -6,8 +6,17 @@ public enum Unmounter {
     ///
     /// - A dead mount, whose daemon was killed, is cleared.
     /// - If the mount is gone already but its daemon still closes (after `umount`), that is waited for.
+    /// - A file system that `vdmount --fs` mounted is unmounted, and then its disk.
     /// - Parameter note: shows the user a line that is no error.
     public static func unmount(_ path: String, note: (String) -> Void) throws(HostError) {
+        if let mount = FileSystemMount.at(target: path) ?? FileSystemMount.at(disk: path) {
+            return try mount.unmount(note: note)
+        }
+        try unmountDisk(path, note: note)
+    }
+
+    /// The same for what is no file system.
+    static func unmountDisk(_ path: String, note: (String) -> Void) throws(HostError) {
         let table = MountTable.current()
         guard let entry = find(path, in: table) else {
             try waitForClosing(path, note: note)

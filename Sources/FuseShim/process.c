@@ -7,11 +7,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,6 +22,43 @@
 extern char **environ;
 
 pid_t fuseshim_fork(void) { return fork(); }
+
+struct thread_start {
+    void (*body)(void *context);
+    void *context;
+};
+
+static void *run_thread(void *argument) {
+    struct thread_start start = *(struct thread_start *)argument;
+    free(argument);
+    start.body(start.context);
+    return NULL;
+}
+
+int fuseshim_go_on_in_thread(void (*body)(void *context), void *context) {
+    struct thread_start *start = malloc(sizeof *start);
+    pthread_attr_t attributes;
+    pthread_t thread;
+    struct rlimit stack;
+    if (start == NULL)
+        return ENOMEM;
+    *start = (struct thread_start){.body = body, .context = context};
+    pthread_attr_init(&attributes);
+    if (getrlimit(RLIMIT_STACK, &stack) == 0 && stack.rlim_cur != RLIM_INFINITY)
+        pthread_attr_setstacksize(&attributes, stack.rlim_cur);
+    int failure = pthread_create(&thread, &attributes, run_thread, start);
+    pthread_attr_destroy(&attributes);
+    if (failure != 0) {
+        free(start);
+        return failure;
+    }
+    /* Signals are the other thread's. */
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    pthread_join(thread, NULL);
+    exit(0);
+}
 
 void fuseshim_close_others(int kept) {
     if (kept > 3)

@@ -3,8 +3,8 @@ import DiskPartitions
 import VirtualDisk
 
 /// What `info.json` says.
-struct DiskInformation: Encodable {
-    struct DiskRecord: Encodable {
+struct DiskInformation: Codable {
+    struct DiskRecord: Codable {
         var size: UInt64
         var mode: String
         var partitionTable: String
@@ -22,7 +22,7 @@ struct DiskInformation: Encodable {
         }
     }
 
-    struct FileSystemRecord: Encodable {
+    struct FileSystemRecord: Codable {
         var kind: String
         var version: String?
         var label: String?
@@ -36,7 +36,7 @@ struct DiskInformation: Encodable {
         }
     }
 
-    struct PartitionRecord: Encodable {
+    struct PartitionRecord: Codable {
         var number: Int
         var file: String
         var offset: UInt64

@@ -15,6 +15,9 @@ struct MountRequest {
     var group: UInt32?
     var umask: UInt32?
     var maximumLanes: Int?
+    /// Whether a file system is mounted, and of which partition.
+    var hasFileSystem = false
+    var partition: Int?
     /// Whether writes go to an overlay, and to which file; without one, to one that goes with the mount.
     var hasOverlay = false
     var overlayFile: String?
@@ -47,6 +50,9 @@ struct MountRequest {
         case "overlay":
             hasOverlay = true
             overlayFile = value ?? overlayFile
+        case "fs":
+            hasFileSystem = true
+            if let value { partition = Int(try number(value, name, radix: 10)) }
         case "overlay-dir": overlayFolder = try required(value, name)
         case "format": format = try required(value, name)
         case "allow-dir": allowedFolders.append(try required(value, name))
@@ -77,6 +83,23 @@ struct MountRequest {
             throw ValidationError("-o \(name) takes a number, not '\(value ?? "")'")
         }
         return number
+    }
+
+    /// The same again as words of a command line, for the `vdmount` that only exposes the disk.
+    var words: [String] {
+        var words = isWritable && !hasOverlay ? ["--rw"] : []
+        func add(_ name: String, _ value: String?) {
+            if let value { words += ["--\(name)", value] }
+        }
+        add("format", format)
+        for folder in allowedFolders { add("allow-dir", folder) }
+        add("log-level", logLevel)
+        add("log-file", logFile)
+        add("table-cache", tableCacheSize.map(String.init))
+        add("lanes", maximumLanes.map(String.init))
+        if hasOverlay { words.append(overlayFile.map { "--overlay=\($0)" } ?? "--overlay") }
+        add("overlay-dir", overlayFolder)
+        return words
     }
 
     /// Where writes go if not to the image.

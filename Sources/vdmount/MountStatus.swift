@@ -22,6 +22,8 @@ struct MountStatus: Codable {
 
     var state = State.serving
     var mountpoint: String
+    /// Where `vdmount --fs` mounted a file system of it.
+    var files: String?
     var process: Int32?
     /// `ro` or `rw`.
     var mode: String
@@ -36,7 +38,7 @@ struct MountStatus: Codable {
     var dirtyBytes: Int?
 
     enum CodingKeys: String, CodingKey {
-        case state, mountpoint, process, mode, images, size
+        case state, mountpoint, files, process, mode, images, size
         case bytesRead = "bytes-read"
         case bytesWritten = "bytes-written"
         case cachedBytes = "cached-bytes"
@@ -67,6 +69,7 @@ enum MountList {
             // It may have been bound or moved.
             known.mountpoint = entry.mountpoint
         }
+        known.files = FileSystemMount.at(disk: entry.mountpoint).flatMap { try? $0.target() }
         return known
     }
 
@@ -85,6 +88,7 @@ enum MountList {
         if mount.state == .dead {
             lines[0] = "\(shown(mount.mountpoint)): dead, its daemon was killed: clear it with vdumount"
         }
+        if let files = mount.files { lines.append("  files \(shown(files))") }
         for (index, image) in mount.images.enumerated() {
             let format = image.format.isEmpty ? "" : " (\(shown(image.format)))"
             lines.append("  \(index == 0 ? "image" : "below") \(shown(image.path))\(format)")

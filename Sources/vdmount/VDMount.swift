@@ -15,13 +15,14 @@ struct VDMount: ParsableCommand {
     }
 
     /// Words as the parser takes them. `-oLIST`, as mount(8) and its helpers write it too, is `-o LIST`: the parser
-    /// takes a value that is joined to its option only if no `=` is in it. `--overlay=FILE`, whose value may be left
-    /// out, is an option of its own.
+    /// takes a value that is joined to its option only if no `=` is in it. `--overlay=FILE` and `--fs=N`, whose value
+    /// may be left out, are options of their own.
     private static func separated(_ arguments: ArraySlice<String>) -> [String] {
         let options = arguments.prefix { $0 != "--" }
         let words = options.flatMap { word -> [String] in
             if word.hasPrefix("-o"), word.count > 2 { return ["-o", String(word.dropFirst(2))] }
             if word.hasPrefix("--overlay=") { return ["--overlay-file", String(word.dropFirst("--overlay=".count))] }
+            if word.hasPrefix("--fs=") { return ["--fs-number", String(word.dropFirst("--fs=".count))] }
             return [word]
         }
         return words + arguments.dropFirst(options.count)
@@ -32,6 +33,7 @@ struct VDMount: ParsableCommand {
         abstract: "Expose a virtual disk image, with all images below it, as one raw file.",
         usage: """
             vdmount [OPTION...] IMAGE MOUNTPOINT
+            vdmount --fs[=N] [OPTION...] IMAGE FOLDER
             vdmount --list [--json]
             """,
         discussion: """
@@ -95,6 +97,16 @@ struct VDMount: ParsableCommand {
     @Option(help: ArgumentHelp("Append the log to FILE.", valueName: "FILE"), completion: .file())
     var logFile: String?
 
+    @Flag(
+        help: """
+            Mount the file system of the disk, or with --fs=N of its partition N, at a folder, read-only unless --rw \
+            is given (root only).
+            """)
+    var fs = false
+
+    @Option(help: .private)
+    var fsNumber: Int?
+
     @Flag(help: "Show what is mounted.")
     var list = false
 
@@ -113,6 +125,9 @@ struct VDMount: ParsableCommand {
         var request = MountRequest()
         request.isForeground = foreground
         for list in optionLists { try request.apply(optionList: list) }
+        if fs || fsNumber != nil { request.hasFileSystem = true }
+        request.partition = fsNumber ?? request.partition
+        if request.hasFileSystem, request.isForeground { throw ValidationError("--fs goes to the background") }
         if overlay || overlayFile != nil { request.hasOverlay = true }
         request.overlayFile = overlayFile ?? request.overlayFile
         request.overlayFolder = overlayDir ?? request.overlayFolder
@@ -148,13 +163,21 @@ struct VDMount: ParsableCommand {
         if list { return try MountList.print(asJSON: json) }
         guard let image, let mountpoint else { return }
         let request = try request()
-        let daemon: Daemon
-        do throws(HostError) {
-            daemon = try Daemon.start(program: "vdmount", foreground: request.isForeground)
-        } catch {
-            Daemon.say("vdmount: \(error)")
-            throw ExitCode(1)
+        if request.hasFileSystem {
+            return try FileSystemCommand(
+                image: image, folder: mountpoint, number: request.partition, isWritable: request.isWritable,
+                diskOptions: request.words
+            ).run()
         }
+        Daemon.run(program: "vdmount", foreground: request.isForeground) { daemon in
+            Self.serve(image, at: mountpoint, request, daemon)
+        }
+    }
+
+    /// Mounts, and serves to the end; the exit status.
+    private static func serve(
+        _ image: String, at mountpoint: String, _ request: MountRequest, _ daemon: consuming Daemon
+    ) -> Int32 {
         let level = request.logLevel.flatMap { Logger.Level(rawValue: $0) } ?? .notice
         guard let logger = Logger.make(level: level, path: request.logFile) else {
             daemon.fail("\(request.logFile ?? ""): cannot open the log: \(DiskError.describe(errno: errno))")
@@ -169,13 +192,14 @@ struct VDMount: ParsableCommand {
         service.status(mount.summary)
         guard daemon.ready() else {
             _ = mount.abandon()
-            throw ExitCode(1)
+            return 1
         }
         logger.info("\(mount.summary)")
         if let failure = mount.serve(service) {
             logger.error("\(failure)")
             service.failed(failure)
-            throw ExitCode(1)
+            return 1
         }
+        return 0
     }
 }

@@ -184,6 +184,25 @@ extension MountTests {
             }
         }
 
+        /// The Swift runtime's locks do not survive a fork in the thread that forked: the daemon goes on in another
+        /// one, and the first one does nothing, not even take signals. Otherwise one end in a hundred or so hangs.
+        @Test func endsEveryTime() throws {
+            try Stage.use(inMemory: true) { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 4 << 20)
+                let place = try stage.makeMountpoint()
+                for round in 0..<30 {
+                    let disk = try stage.mount(image, at: place, options: ["--rw"])
+                    let blocked = contents(of: "/proc/\(disk.pid)/status").split(separator: "\n")
+                        .first { $0.hasPrefix("SigBlk:") }?.suffix(16)
+                    let signals = UInt64(blocked ?? "", radix: 16) ?? 0
+                    #expect(signals & 0x4003 == 0x4003, "the first thread takes signals")
+                    try tool("cp", "--sparse=never", disk.file, "/dev/null")
+                    let end = try attempt("timeout", "20", Programs.vdumount, place)
+                    #expect(end.status == 0, "round \(round): \(end.errorText)")
+                }
+            }
+        }
+
         /// Without a call of fsync nothing is lost either when some seconds have passed.
         @Test func unsyncedWritesSurviveAfterSomeSeconds() throws {
             try Stage.use { stage in

@@ -140,6 +140,12 @@ void fuseshim_lanes_interrupt(fuseshim_session *session);
 /* fork(2). Only before the first thread and the first use of Dispatch: neither survives it. */
 pid_t fuseshim_fork(void);
 
+/*
+ * Goes on in a new thread, with a stack as large as the first one's; the caller's thread does nothing any more. Returns
+ * only if there is no new thread: an errno value.
+ */
+int fuseshim_go_on_in_thread(void (*body)(void *context), void *context);
+
 /* Closes every descriptor from 3 on but this one: what the caller had open is not ours to keep. */
 void fuseshim_close_others(int kept);
 
@@ -161,6 +167,15 @@ int fuseshim_signal_descriptor(void);
 /* An event descriptor (eventfd), or -1; and how to raise it. */
 int fuseshim_event_descriptor(void);
 void fuseshim_event_raise(int descriptor);
+
+/* ---- loop devices (loop.c) ---- */
+
+/*
+ * Attaches a file to a free loop device with sectors of that size, with direct I/O if the file takes it. Returns a
+ * descriptor of the device, or -errno; its name goes into `name`. When neither the descriptor nor anybody else has the
+ * device open any more, the file is detached.
+ */
+int fuseshim_loop_attach(const char *path, bool read_only, unsigned sector_size, char *name, size_t name_size);
 
 /* ---- control socket (control.c) ---- */
 

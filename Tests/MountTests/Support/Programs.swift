@@ -31,13 +31,10 @@ enum Programs {
 /// What the tests need of the machine.
 enum Machine {
     private static let tools = [
-        "blockdev", "cmp", "cp", "diff", "du", "e2fsck", "fallocate", "findmnt", "fio", "flock", "fstrim",
-        "fusermount3", "losetup", "mkfs.ext4",
-        "mount",
+        "blkid", "blockdev", "cmp", "cp", "diff", "du", "dumpe2fs", "e2fsck", "fallocate", "findmnt", "fio", "flock",
+        "fstrim", "fusermount3", "losetup", "mkfs.btrfs", "mkfs.ext2", "mkfs.ext4", "mkfs.xfs", "mkswap", "mount",
         "python3", "qemu-img", "qemu-io", "qemu-storage-daemon", "setpriv", "sfdisk", "sha256sum", "stat", "timeout",
-        "umount",
-        "unshare",
-        "vmdkmount",
+        "umount", "unshare", "vmdkmount",
     ]
 
     /// What is missing, as one text; nil if nothing is.

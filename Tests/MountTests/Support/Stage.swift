@@ -83,6 +83,7 @@ final class Stage {
 
     private func cleanUp() {
         for process in processes { _ = try? process.end(SIGKILL) }
+        for target in privateTargets() { _ = try? attempt(Programs.vdumount, target) }
         for isLastTry in [false, false, true] {
             for mount in mounts().reversed() where isLastTry || !mount.isOurs {
                 _ = try? attempt(["umount"] + (isLastTry ? ["--lazy"] : []) + [mount.path])
@@ -100,6 +101,14 @@ final class Stage {
             let fields = line.split(separator: " ")
             guard fields.count > 4, fields[4].hasPrefix(path + "/") else { return nil }
             return (String(fields[4]), line.contains(" - fuse.vdmount "))
+        }
+    }
+
+    /// Where `vdmount --fs` says that it mounted file systems below the folder.
+    func privateTargets() -> [String] {
+        (1..<200).compactMap { number in
+            let target = contents(of: "/run/vdmount/fs/\(number)/at")
+            return target.hasPrefix(path + "/") ? target : nil
         }
     }
 
