@@ -258,8 +258,8 @@ extension MountTests {
             }
         }
 
-        /// A user who is not root, through fusermount3. Where /dev/fuse is for root alone, he sees another one. Root may
-        /// use his disk where the system lets users allow it; otherwise one line says how.
+        /// A user who is not root, through fusermount3. Where /dev/fuse is for root alone, he sees another one. Root
+        /// may use his disk where the system lets users allow it; otherwise one line says how.
         @Test(arguments: [true, false]) func ordinaryUser(mayAllowOthers: Bool) throws {
             try Stage.use { stage in
                 let image = try image(stage)
