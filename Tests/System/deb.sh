@@ -73,7 +73,7 @@ in_tree ldd /usr/bin/vdmount
 step "mount, read, write, unmount: debian/tests/mount"
 install -m 755 debian/tests/mount "$tree/tmp/test"
 in_tree /tmp/test
-if grep fuse.vdmount /proc/self/mounts; then die "something is still mounted"; fi
+if grep -F " $tree/" /proc/self/mounts | grep fuse.vdmount; then die "something is still mounted"; fi
 
 step "removing it unmounts"
 in_tree sh -c 'cd /tmp && vdimg create --size 1M left.vmdk && mkdir left && vdmount left.vmdk left && ls left/disk.raw'
