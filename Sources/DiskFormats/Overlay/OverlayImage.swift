@@ -188,10 +188,11 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
         space.withLock { $0.free.add(givenUp) }
     }
 
-    /// Makes the file long enough for all that was taken, before entries point there.
+    /// Makes the file long enough for all that was taken, before entries point there. Under the lock under which space
+    /// is taken, so that nobody can have written behind the new length.
     private func growFile() throws(DiskError) {
-        let wanted = end.value
         try space.withLock { (space) throws(DiskError) in
+            let wanted = end.value
             guard space.length < wanted else { return }
             if try storages[0].storage.length() < wanted { try storages[0].storage.setLength(wanted) }
             space.length = wanted

@@ -112,9 +112,12 @@ final class VMDKSparseFile: Sendable {
     // MARK: - Flushing
 
     /// Makes grains durable that have been written, and the file long enough for all that was taken.
+    ///
+    /// While the lock is held nothing is taken behind the end that is read here, so that nobody can have written there:
+    /// setting the length then never cuts anything off.
     func flushData() throws(DiskError) {
-        let wanted = end.value
         try space.withLock { (space) throws(DiskError) in
+            let wanted = end.value
             guard space.length < wanted else { return }
             if try handle.storage.length() < wanted { try handle.storage.setLength(wanted) }
             if layout == .cowd {
