@@ -33,7 +33,7 @@ struct PeerCaseTests {
         // A descriptor's size in the extent of a split image means nothing: there is none.
         if offset == 36, subformat != "monolithicSparse" { return }
         #expect { try Disk.open(path) } throws: { ($0 as? DiskError)?.kind == .invalidImage }
-        #expect(ContinuousClock.now - start < .seconds(2))
+        #expect(ContinuousClock.now - start < .seconds(20))
     }
 
     @Test func malformedVMFSLineIsRefused() throws {

@@ -50,7 +50,7 @@ struct RealImageTests {
         if image.role == "hostile" {
             let start = ContinuousClock.now
             #expect(throws: DiskError.self) { try Disk.open(path, options: options) }
-            #expect(ContinuousClock.now - start < .seconds(1))
+            #expect(ContinuousClock.now - start < .seconds(20))
             return
         }
         let disk = try Disk.open(path, options: options)
