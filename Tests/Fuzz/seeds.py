@@ -40,6 +40,26 @@ def images(folder):
             seed(folder, f"child-{how}", how, open(child, "rb").read(), open(base, "rb").read())
 
 
+def overlays(folder):
+    """Scratch overlays over a raw disk, by the table in OverlayHeader.swift; the fuzzer puts the checksum in."""
+    for shift, size in ((12, 64 << 10), (12, 200 << 10), (16, 256 << 10)):
+        block = 1 << shift
+        below = b"\x22" * size
+        header = bytearray(4096)
+        header[0:16] = b"vdmount overlay\0"
+        data = max(2 * block, (4096 + -(-size // block) * 4 + block - 1) // block * block)
+        struct.pack_into("<IIQQQ", header, 16, 1, shift, size, 4096, data)
+        header[48:64] = os.urandom(16)
+        struct.pack_into("<Q", header, 104, size)
+        header[120:123] = b"raw"
+        struct.pack_into("<H6s", header, 128, 6, b"b.vmdk")
+        first = data >> shift
+        table = struct.pack("<6I", first + 1, 0, 1, first, 0, first + 2)
+        image = bytes(header) + table + bytes(data - 4096 - len(table)) + b"\x33" * (3 * block)
+        for how in (0, 1, 3, 5, 7):
+            seed(folder, f"overlay-{shift}-{size >> 10}-{how}", how, image, below)
+
+
 SECTOR = 512
 TABLES = {
     "gpt": (["sfdisk", "-q", "DISK"], "label: gpt\nsize=10M,type=U\nsize=5M,name=two\n"),
@@ -99,4 +119,5 @@ def partitions(folder):
 
 if __name__ == "__main__":
     os.makedirs(sys.argv[2], exist_ok=True)
-    {"fuzz": images, "fuzz-partitions": partitions}[sys.argv[1]](sys.argv[2])
+    for make in {"fuzz": [images, overlays], "fuzz-partitions": [partitions]}[sys.argv[1]]:
+        make(sys.argv[2])

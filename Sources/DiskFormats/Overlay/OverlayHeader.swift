@@ -33,7 +33,8 @@ struct OverlayHeader: Sendable, Equatable {
     private static let magic: StaticString = "vdmount overlay\0"
     /// log2 of a block's bytes.
     static let blockShifts: ClosedRange<UInt64> = 12...21
-    /// Bytes of a disk at most: what 32-bit entries of the smallest blocks reach.
+    /// Bytes of a disk at most. With the smallest blocks its table has 256 GiB, of which a file system keeps what is
+    /// used; what the entries reach is checked when a block is taken.
     static let sizeLimit: UInt64 = 1 << 48
 
     let virtualSize: UInt64
