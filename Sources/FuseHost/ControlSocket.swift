@@ -42,11 +42,14 @@ final class ControlSocket: @unchecked Sendable {
         SystemFiles.writeAll(answer(line).map { "ok\n" + $0 } ?? "unknown\n", to: connection)
     }
 
-    /// Asks the daemon at a path: its answer, nil if there is none.
-    static func ask(_ question: String, at path: String) -> String? {
-        let connection = unsafe fuseshim_control_connect(path)
+    /// Asks the daemon at a path: its answer, nil if there is none. Nothing is said to anybody but a process of
+    /// `owner`: a user's folder can hold a link to somebody else's socket.
+    static func ask(_ question: String, at path: String, of owner: UInt32) -> String? {
+        var user: uid_t = 0
+        let connection = unsafe fuseshim_control_connect(path, &user)
         guard connection >= 0 else { return nil }
         defer { close(connection) }
+        guard user == owner else { return nil }
         guard SystemFiles.writeAll(question + "\n", to: connection) else { return nil }
         fuseshim_control_end_sending(connection)
         // Each read waits two seconds at most; all of them together may not take much longer.

@@ -112,6 +112,8 @@ public struct MountWatch: ~Copyable {
     public let image: String
     /// When the record was written, in nanoseconds.
     private let written: Int
+    /// Whose the record is.
+    private let owner: UInt32
     private let path: String
 
     deinit { close(descriptor) }
@@ -179,6 +181,7 @@ public struct MountWatch: ~Copyable {
         self.path = path
         var status = stat()
         unsafe fstat(descriptor, &status)
+        owner = status.st_uid
         written = status.st_mtim.tv_sec &* 1_000_000_000 &+ status.st_mtim.tv_nsec
     }
 
@@ -195,7 +198,7 @@ public struct MountWatch: ~Copyable {
 
     /// Asks the daemon a question; nil if it does not answer, or not this user.
     public func ask(_ question: String) -> String? {
-        ControlSocket.ask(question, at: path + MountRecord.controlSuffix)
+        ControlSocket.ask(question, at: path + MountRecord.controlSuffix, of: owner)
     }
 
     /// Waits until the daemon has closed the disk or is dead.

@@ -47,10 +47,8 @@ int fuseshim_control_listen(const char *path) {
     return descriptor;
 }
 
-int fuseshim_control_accept(int listening, uid_t *user) {
-    int descriptor = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
-    if (descriptor < 0)
-        return -errno;
+/* Says whose process the other end of a connection is; takes the descriptor and gives it back, or -errno. */
+static int with_peer(int descriptor, uid_t *user) {
     struct ucred peer = {0};
     socklen_t size = sizeof peer;
     if (getsockopt(descriptor, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) {
@@ -59,11 +57,18 @@ int fuseshim_control_accept(int listening, uid_t *user) {
         return -reason;
     }
     *user = peer.uid;
-    limit_waiting(descriptor);
     return descriptor;
 }
 
-int fuseshim_control_connect(const char *path) {
+int fuseshim_control_accept(int listening, uid_t *user) {
+    int descriptor = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
+    if (descriptor < 0)
+        return -errno;
+    limit_waiting(descriptor);
+    return with_peer(descriptor, user);
+}
+
+int fuseshim_control_connect(const char *path, uid_t *user) {
     struct sockaddr_un address;
     int descriptor = control_socket(path, &address);
     if (descriptor < 0)
@@ -74,7 +79,7 @@ int fuseshim_control_connect(const char *path) {
         close(descriptor);
         return -reason;
     }
-    return descriptor;
+    return with_peer(descriptor, user);
 }
 
 void fuseshim_control_end_sending(int descriptor) { shutdown(descriptor, SHUT_WR); }

@@ -73,10 +73,41 @@ extension MountTests {
                     """
                 try tool("python3", "-c", program, socket)
                 let other = try attempt(
-                    "setpriv", "--reuid=65534", "--clear-groups", "python3", "-c", program, socket)
-                #expect(other.status != 0 && other.errorText.contains("Permission"), "\(other.errorText)")
+                    "setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", program, socket)
+                #expect(other.status != 0 && other.errorText.contains("PermissionError"), "\(other.errorText)")
                 try disk.unmount()
                 #expect(throws: SystemFailure(ENOENT)) { try FileStatus(socket) }
+            }
+        }
+
+        /// Where somebody else's socket stands in the place of the daemon's, nothing is said to it.
+        @Test func socketOfSomebodyElse() throws {
+            try Stage.use { stage in
+                let disk = try stage.mount(stage.makeImage("disk.vmdk", size: 1 << 20))
+                let socket = try tool("sh", "-c", "ls /run/vdmount/*-\(disk.pid).control").split(separator: "\n")
+                    .map(String.init)[0]
+                try tool("chmod", "711", stage.path)
+                let folder = try stage.makeFolder("theirs")
+                try tool("chown", "65534", folder)
+                let program = """
+                    import os, socket, sys
+                    s = socket.socket(socket.AF_UNIX)
+                    s.bind(sys.argv[1] + "/socket")
+                    s.listen()
+                    heard = s.accept()[0].makefile().read()
+                    open(sys.argv[1] + "/heard", "w").write(heard + "end")
+                    """
+                let other = try stage.start(
+                    "setpriv", "--reuid=65534", "--clear-groups", "/usr/bin/python3", "-c", program, folder)
+                expectEventually { (try? FileStatus("\(folder)/socket")) != nil }
+                try tool("mv", socket, socket + ".kept")
+                try tool("ln", "-s", "\(folder)/socket", socket)
+                let list = try tool(Programs.vdmount, "--list")
+                #expect(list.contains("\(disk.mountpoint): ro, process \(disk.pid)"), "\(list)")
+                try tool("mv", socket + ".kept", socket)
+                _ = try other.wait()
+                #expect(contents(of: "\(folder)/heard") == "end")
+                try disk.unmount()
             }
         }
 

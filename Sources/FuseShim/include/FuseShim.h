@@ -183,8 +183,8 @@ int fuseshim_loop_attach(const char *path, bool read_only, unsigned sector_size,
 int fuseshim_control_listen(const char *path);
 /* Takes a connection and says whose it is: a descriptor that waits two seconds at most, or -errno. */
 int fuseshim_control_accept(int listening, uid_t *user);
-/* Connects to one: a descriptor that waits two seconds at most, or -errno. */
-int fuseshim_control_connect(const char *path);
+/* Connects to one and says whose it is: a descriptor that waits two seconds at most, or -errno. */
+int fuseshim_control_connect(const char *path, uid_t *user);
 /* Nothing more will be sent. */
 void fuseshim_control_end_sending(int descriptor);
 
