@@ -3,5 +3,9 @@ public import DiskImage
 /// The formats of this library.
 public enum Formats {
     /// All of them, in the order in which a file is offered to them; raw, which takes anything, is the last.
-    public static let all = FormatRegistry([VMDKDriver(), OverlayDriver(), RawDriver()])
+    public static let all = FormatRegistry([
+        VMDKDriver(),
+        OverlayDriver(),
+        RawDriver(),
+    ])
 }

@@ -25,6 +25,11 @@ struct DiskKind: Sendable, CustomTestStringConvertible {
     var testDescription: String { name }
 
     var top: Image { images[images.count - 1] }
+    /// What qemu-img calls the format of the top image.
+    var peerFormat: String {
+        let suffix = String(top.file.split(separator: ".").last ?? "")
+        return ["vhd": "vpc"][suffix] ?? suffix
+    }
     /// The unit at whose edges things go wrong.
     var blockSize: Int { Int(top.blockSize ?? (top.isRaw ? 4096 : 64 << 10)) }
 
@@ -123,16 +128,20 @@ enum Peer {
         let copy = path + ".model"
         let storage = try FileStorage(creating: copy)
         try storage.write(model.bytes, at: 0, for: .guestData)
-        let format = kind.top.isRaw ? "raw" : "vmdk"
-        if format == "vmdk" { try run("qemu-img", "check", "-q", "-f", "vmdk", path) }
+        let format = kind.peerFormat
+        // qemu-img has no check of raw images and of VHD.
+        if !["raw", "vpc"].contains(format) { try run("qemu-img", "check", "-q", "-f", format, path) }
         let result = try Subprocess.run(["qemu-img", "compare", "-f", "raw", "-F", format, copy, path])
         #expect(result.status == 0, "\(context): \(result.outputText)\(result.errorText)")
     }
 }
 
 extension DiskKind {
-    /// All kinds of disks, of sizes that are no multiple of their blocks where the kind permits it.
-    static let all: [DiskKind] = {
+    /// All kinds of disks.
+    static let all = vmdk + vdi + vhd + qed + qcow2
+
+    /// Of sizes that are no multiple of their blocks where the kind permits it.
+    private static let vmdk: [DiskKind] = {
         let odd = (1 << 20) + 5 * 512
         let whole = 1 << 20
         let small = (300 << 10) + 512

@@ -23,26 +23,47 @@ struct FailingStorageTests {
         Fault(name: "EIO from then on", errno: 5, lasts: true),
     ]
 
-    @Test(arguments: faults, ["dynamic", "split", "esx-sparse", "overlay"]) func everyEventFails(
-        _ fault: Fault, _ variant: String
-    ) throws {
+    /// How the child is made.
+    struct Layout: Sendable, CustomTestStringConvertible {
+        let name: String
+        var format = "vmdk"
+        var variant: String?
+        var blockSize: UInt64? = 4096
+        var options: [String: String] = [:]
+        /// The parent's format.
+        var parentFormat = "vmdk"
+        var testDescription: String { name }
+
+        var topName: String { "top.\(format)" }
+        var baseName: String { "base.\(parentFormat)" }
+    }
+
+    static let layouts =
+        [
+            Layout(name: "dynamic", variant: "dynamic"),
+            Layout(name: "split", variant: "split", options: ["split-size": "262144"]),
+            Layout(name: "esx-sparse", variant: "esx-sparse"),
+            Layout(name: "overlay", format: "overlay"),
+        ] + vdiLayouts + vhdLayouts + qedLayouts + qcow2Layouts
+
+    @Test(arguments: faults, layouts) func everyEventFails(_ fault: Fault, _ layout: Layout) throws {
         let plan = FaultPlan(event: nil, errno: fault.errno)
-        _ = try session(plan, variant)
+        _ = try session(plan, layout)
         let count = try #require(plan.eventsWhenLifted)
         #expect(count > 20)
         for event in 0..<count {
             let plan = FaultPlan(event: event, errno: fault.errno, lasts: fault.lasts)
-            let context = "\(variant), \(fault.name), event \(event) of \(count)"
-            let errors = try session(plan, variant, context)
+            let context = "\(layout.name), \(fault.name), event \(event) of \(count)"
+            let errors = try session(plan, layout, context)
             #expect(errors > 0 && plan.failures > 0, "\(context): nobody was told")
         }
     }
 
     /// A session of writes, discards and flushes over a parent; answers how many calls failed.
-    private func session(_ plan: FaultPlan, _ variant: String, _ context: String = "") throws -> Int {
+    private func session(_ plan: FaultPlan, _ layout: Layout, _ context: String = "") throws -> Int {
         let folder = try TemporaryFolder()
         var generator = SeededGenerator(seed: 99)
-        try makeChain(folder, variant)
+        try makeChain(folder, layout)
         var model = GuestModel(
             initial: (0..<Self.sectors).map { $0 < 300 ? 7 : 0 }, firstStamp: 1000)
         var options = DiskOptions(isWritable: true)
@@ -50,7 +71,7 @@ struct FailingStorageTests {
         options.wrapStorage = { $0.traits.isWritable ? plan.wrap($0) : $0 }
         var errors = 0
         var disk: Disk?
-        do { disk = try Disk.open(folder.path + "/top.vmdk", options: options) } catch { errors += 1 }
+        do { disk = try Disk.open(folder.file(layout.topName), options: options) } catch { errors += 1 }
         for step in 0..<24 {
             guard let disk else { break }
             if step == 20 { plan.lift() }
@@ -76,34 +97,33 @@ struct FailingStorageTests {
             try disk?.close()
             if disk != nil { model.flush(event: 100) }
         } catch { errors += 1 }
-        try verify(folder, model, context)
+        try verify(folder.file(layout.topName), model, context)
         return errors
     }
 
-    private func makeChain(_ folder: TemporaryFolder, _ variant: String) throws {
-        var base = NewImage(path: folder.path + "/base.vmdk")
+    private func makeChain(_ folder: TemporaryFolder, _ layout: Layout) throws {
+        var base = NewImage(path: folder.file(layout.baseName))
         base.size = UInt64(Self.sectors * 512)
         try base.create()
         let disk = try Disk.open(base.path, options: DiskOptions(isWritable: true))
         try disk.write((0..<300).flatMap { GuestModel.sector($0, stamp: 7) }, at: 0)
         try disk.close()
-        var top = NewImage(path: folder.path + "/top.vmdk")
+        var top = NewImage(path: folder.file(layout.topName))
         top.parent = base.path
-        if variant == "overlay" { top.format = variant } else { top.variant = variant }
-        top.blockSize = 4096
-        if variant == "split" { top.options = ["split-size": "262144"] }
+        (top.format, top.variant, top.blockSize) = (layout.format, layout.variant, layout.blockSize)
+        top.options = layout.options
         try top.create()
     }
 
-    private func verify(_ folder: TemporaryFolder, _ model: GuestModel, _ context: String) throws {
+    private func verify(_ path: String, _ model: GuestModel, _ context: String) throws {
         do {
-            let disk = try Disk.open(folder.path + "/top.vmdk", options: DiskOptions(isWritable: true))
+            let disk = try Disk.open(path, options: DiskOptions(isWritable: true))
             let content = try disk.read(at: 0, count: Self.sectors * 512)
             try disk.close()
             if let mistake = model.firstMistake(in: content, allowed: model.allowed(at: 1000)) {
                 Issue.record("\(context): \(mistake)")
             }
-            let report = try ImageCheck.run(folder.path + "/top.vmdk")
+            let report = try ImageCheck.run(path)
             if report.remaining(.loss) + report.remaining(.repairable) > 0 {
                 Issue.record("\(context): \(report.findings)")
             }

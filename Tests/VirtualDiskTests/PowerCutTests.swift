@@ -14,16 +14,24 @@ import Testing
     /// How a chain is made.
     struct Layout: Sendable, CustomTestStringConvertible {
         let name: String
-        let variant: String
+        let variant: String?
         let blockSize: UInt64?
         var options: [String: String] = [:]
         var hasParent = true
-        /// nil: VMDK.
-        var format: String?
+        var format = "vmdk"
+        /// The parent's format.
+        var parentFormat = "vmdk"
+        /// What qemu-img calls the format of the top image; nil: it cannot check it.
+        var peerFormat: String? = "vmdk"
         var testDescription: String { name }
+
+        var topName: String { "top.\(format)" }
+        var baseName: String { "base.\(parentFormat)" }
     }
 
-    static let layouts = [
+    static let layouts = vmdkLayouts + vdiLayouts + vhdLayouts + qedLayouts + qcow2Layouts
+
+    private static let vmdkLayouts = [
         Layout(name: "dynamic child, 64 KiB grains", variant: "dynamic", blockSize: nil),
         Layout(name: "dynamic child, 4 KiB grains", variant: "dynamic", blockSize: 4096),
         Layout(
@@ -34,7 +42,7 @@ import Testing
         Layout(name: "dynamic base", variant: "dynamic", blockSize: 8192, hasParent: false),
         Layout(name: "ESX sparse child", variant: "esx-sparse", blockSize: 4096),
         Layout(name: "flat base", variant: "fixed", blockSize: nil, hasParent: false),
-        Layout(name: "overlay", variant: "dynamic", blockSize: 4096, format: "overlay"),
+        Layout(name: "overlay", variant: "dynamic", blockSize: 4096, format: "overlay", peerFormat: nil),
     ]
 
     /// Cuts of each layout; the seven of VMDK make 10,500 in a plain run.
@@ -56,7 +64,7 @@ import Testing
         let initial = try makeChain(layout, folder, &generator)
         let log = CrashLog()
         var model = GuestModel(initial: initial, firstStamp: 1_000_000)
-        try work(on: folder.path + "/top.vmdk", log, &model, &generator)
+        try work(on: folder.file(layout.topName), log, &model, &generator)
 
         // Every prefix of the session, as far as the number of cuts goes, and random ones.
         var positions = (0..<cuts).map { _ in Int.random(in: 0...log.count, using: &generator) }
@@ -67,8 +75,8 @@ import Testing
             let mode: CrashReplay.CutMode = [.all, .none, .some(percent: percent)][number % 3]
             let files = replay.files(at: cut, mode, using: &generator)
             let context = "\(layout.name), seed \(seed), cut \(cut) of \(log.count), \(mode)"
-            try verify(files, folder.path + "/top.vmdk", model, cut, isWritable: number % 2 == 0, context)
-            if number % 50 == 7, layout.format == nil { try judge(files, folder, context) }
+            try verify(files, folder.file(layout.topName), model, cut, isWritable: number % 2 == 0, context)
+            if number % 50 == 7, let peer = layout.peerFormat { try judge(files, layout, peer, folder, context) }
         }
     }
 
@@ -78,9 +86,9 @@ import Testing
     ) throws -> [UInt32] {
         var stamps = [UInt32](repeating: 0, count: Self.sectors)
         if layout.hasParent {
-            var base = NewImage(path: folder.path + "/base.vmdk")
+            var base = NewImage(path: folder.file(layout.baseName))
             base.size = UInt64(Self.size)
-            base.blockSize = 8192
+            base.blockSize = layout.parentFormat == "vmdk" ? 8192 : nil
             try base.create()
             var options = DiskOptions(isWritable: true)
             options.lazyFlushInterval = 0
@@ -94,13 +102,13 @@ import Testing
             }
             try disk.close()
         }
-        var top = NewImage(path: folder.path + "/top.vmdk")
+        var top = NewImage(path: folder.file(layout.topName))
         top.size = UInt64(Self.size)
         top.format = layout.format
         top.variant = layout.variant
         top.blockSize = layout.blockSize
         top.options = layout.options
-        if layout.hasParent { top.parent = folder.path + "/base.vmdk" }
+        if layout.hasParent { top.parent = folder.file(layout.baseName) }
         try top.create()
         return stamps
     }
@@ -135,11 +143,13 @@ import Testing
     }
 
     /// What the cut left, in files, for another tool to check: nothing worse than leaked space.
-    private func judge(_ files: [String: [UInt8]], _ folder: TemporaryFolder, _ context: String) throws {
+    private func judge(
+        _ files: [String: [UInt8]], _ layout: Layout, _ peer: String, _ folder: TemporaryFolder, _ context: String
+    ) throws {
         let remains = try TemporaryFolder()
-        if let base = try? folder.read("base.vmdk") { try remains.write(base, to: "base.vmdk") }
+        if let base = try? folder.read(layout.baseName) { try remains.write(base, to: layout.baseName) }
         for (path, bytes) in files { try remains.write(bytes, to: String(path.split(separator: "/").last ?? "")) }
-        let result = try Subprocess.run(["qemu-img", "check", "-f", "vmdk", remains.path + "/top.vmdk"])
+        let result = try Subprocess.run(["qemu-img", "check", "-f", peer, remains.file(layout.topName)])
         #expect(result.status == 0 || result.status == 3, "\(context): \(result.outputText) \(result.errorText)")
     }
 
