@@ -30,6 +30,7 @@ let package = Package(
     targets: [
         .systemLibrary(name: "CFuse3", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
         .systemLibrary(name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
+        .systemLibrary(name: "CSeccomp", pkgConfig: "libseccomp", providers: [.apt(["libseccomp-dev"])]),
         .target(name: "CLinux"),
 
         .target(name: "DiskStorage", dependencies: ["CLinux", systemPackage], swiftSettings: strict),
@@ -43,7 +44,7 @@ let package = Package(
             dependencies: ["DiskFormats", "DiskImage", "DiskPartitions", "DiskStorage", "CLinux", systemPackage],
             swiftSettings: strict),
 
-        .target(name: "FuseShim", dependencies: ["CFuse3"]),
+        .target(name: "FuseShim", dependencies: ["CFuse3", "CSeccomp"]),
         .target(name: "FuseHost", dependencies: ["FuseShim"], swiftSettings: strict),
 
         .target(name: "CommandSupport", dependencies: [argumentParser], swiftSettings: strict),
@@ -77,6 +78,7 @@ let package = Package(
         .testTarget(
             name: "VirtualDiskTests", dependencies: ["VirtualDisk", "DiskTesting", "CAllocationCounter"],
             swiftSettings: strict),
+        .executableTarget(name: "ConfinementProbe", dependencies: ["FuseShim"], path: "Tests/ConfinementProbe"),
         .testTarget(name: "FuseHostTests", dependencies: ["FuseHost"], swiftSettings: strict),
         .testTarget(name: "MountTests", dependencies: ["DiskTesting"], swiftSettings: strict),
     ]

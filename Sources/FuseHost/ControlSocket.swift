@@ -11,13 +11,11 @@ final class ControlSocket: @unchecked Sendable {
     /// The most bytes of an answer.
     private static let answerLimit = 1 << 20
 
-    private let path: String
     private let source: any DispatchSourceRead
 
-    /// Takes over a listening socket at `path` and answers with what `answer` says to a line; nil: it is not
-    /// understood. Questions are answered one after the other, on a queue of low priority.
-    init(listening descriptor: Int32, path: String, answer: @escaping @Sendable (String) -> String?) {
-        self.path = path
+    /// Takes over a listening socket and answers with what `answer` says to a line; nil: it is not understood.
+    /// Questions are answered one after the other, on a queue of low priority.
+    init(listening descriptor: Int32, answer: @escaping @Sendable (String) -> String?) {
         let queue = DispatchQueue(label: "vdmount.control", qos: .utility)
         source = DispatchSource.makeReadSource(fileDescriptor: descriptor, queue: queue)
         source.setEventHandler { Self.serve(descriptor, answer) }
@@ -25,11 +23,8 @@ final class ControlSocket: @unchecked Sendable {
         source.activate()
     }
 
-    /// Ends answering and removes the socket's name.
-    func end() {
-        unsafe unlink(path)
-        source.cancel()
-    }
+    /// Ends answering.
+    func end() { source.cancel() }
 
     private static func serve(_ listening: Int32, _ answer: (String) -> String?) {
         var user: uid_t = 0

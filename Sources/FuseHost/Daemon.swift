@@ -17,16 +17,27 @@ public struct Daemon: ~Copyable {
     /// Where the parent listens; -1 in the foreground.
     private let pipe: Int32
     private let program: String
+    /// `/dev/null`, for the standard descriptors; -1 in the foreground.
+    private let null: Int32
+    /// The process that stays outside when this one is confined.
+    public let keeper: Keeper
     /// Whom to tell of the service's state; nobody in the background, where the service is another process.
     public let service: ServiceNotification
 
-    /// Forks unless `foreground`, runs `body` in the child, and exits with the status that it answers. Also makes
-    /// SIGPIPE show up as EPIPE.
+    /// Forks unless `foreground`, runs `body` in the child, and exits with the status that it answers. Also starts the
+    /// keeper, makes SIGPIPE show up as EPIPE, and the process one that the system does without last when it is short
+    /// of memory.
     public static func run(
         program: String, foreground: Bool, _ body: @escaping (consuming Daemon) -> Int32
     ) -> Never {
         fuseshim_ignore_sigpipe()
-        if foreground { exit(body(Daemon(pipe: -1, program: program, service: .fromEnvironment()))) }
+        if foreground {
+            let keeper = startKeeper(program)
+            let status = body(
+                Daemon(pipe: -1, program: program, null: -1, keeper: keeper, service: .fromEnvironment()))
+            keeper.end()
+            exit(status)
+        }
         var ends: [Int32] = [-1, -1]
         if unsafe Glibc.pipe(&ends) != 0 { cannot(program, errno) }
         for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
@@ -39,7 +50,13 @@ public struct Daemon: ~Copyable {
         }
         // A lock or a pipe that the caller left open would stay so for as long as the mount is there.
         fuseshim_close_others(ends[1])
-        let work = Work { [pipe = ends[1]] in body(Daemon(pipe: pipe, program: program, service: .none)) }
+        let keeper = startKeeper(program)
+        let null = SystemFiles.openFile("/dev/null", O_RDWR | O_CLOEXEC)
+        let work = Work { [pipe = ends[1]] in
+            let status = body(Daemon(pipe: pipe, program: program, null: null, keeper: keeper, service: .none))
+            keeper.end()
+            return status
+        }
         let failure = unsafe fuseshim_go_on_in_thread(
             { context in
                 // What was retained for this thread just below.
@@ -47,6 +64,18 @@ public struct Daemon: ~Copyable {
                 exit(unsafe Unmanaged<Work>.fromOpaque(context).takeRetainedValue().body())
             }, Unmanaged.passRetained(work).toOpaque())
         cannot(program, failure)
+    }
+
+    /// What must be done before there are threads, which then have it too.
+    private static func startKeeper(_ program: String) -> Keeper {
+        do throws(HostError) {
+            let keeper = try Keeper.start()
+            fuseshim_resist_memory_pressure()
+            return keeper
+        } catch {
+            say("\(error)")
+            _exit(1)
+        }
     }
 
     /// What the new thread does.
@@ -70,7 +99,6 @@ public struct Daemon: ~Copyable {
         let heard = SystemFiles.writeAll("0", to: pipe)
         close(pipe)
         setsid()
-        let null = SystemFiles.openFile("/dev/null", O_RDWR | O_CLOEXEC)
         for descriptor: Int32 in 0...2 where null >= 0 { dup2(null, descriptor) }
         if null > 2 { close(null) }
         unsafe chdir("/")

@@ -43,7 +43,7 @@ import Synchronization
 
     /// A lane that is launched counts as waiting from now on.
     private func launch() {
-        DispatchQueue(label: "vdmount.lane", qos: .userInitiated).async { self.run() }
+        DispatchQueue(label: "vdmount.lane", qos: .default).async { self.run() }
     }
 
     private func run() {

@@ -13,19 +13,19 @@ import Glibc
 ///
 /// Nothing is polled by process number, so a number used again does no harm. The record is a help for `vdumount`: a
 /// mount works without.
-// Sendable: the descriptor and path do not change.
+// Sendable: the descriptors and path do not change; the rest is used by one thread at a time.
 public final class MountRecord: @unchecked Sendable {
     /// Ends the name of the control socket, which is beside the record.
     static let controlSuffix = ".control"
 
     private let descriptor: Int32
     private let path: String
-    private let control: ControlSocket?
+    /// Where questions come; below 0 if the path is too long for a socket: `vdmount --list` then knows less.
+    private let listening: Int32
+    private var control: ControlSocket?
 
-    /// Writes the record of this process for a mount, and answers questions with `answer` from then on.
-    static func create(
-        for entry: MountEntry, answer: @escaping @Sendable (String) -> String?
-    ) throws(HostError) -> MountRecord {
+    /// Writes the record of this process for a mount.
+    static func create(for entry: MountEntry) throws(HostError) -> MountRecord {
         let user = geteuid()
         var reason = ""
         for folder in folders(of: user) {
@@ -47,11 +47,8 @@ public final class MountRecord: @unchecked Sendable {
             if descriptor >= 0, flock(descriptor, LOCK_EX | LOCK_NB) == 0, SystemFiles.writeAll(text, to: descriptor),
                 unsafe rename(draft, path) == 0
             {
-                // A path that is too long for a socket has none: `vdmount --list` then knows less.
-                let socket = unsafe fuseshim_control_listen(path + controlSuffix)
-                let control =
-                    socket < 0 ? nil : ControlSocket(listening: socket, path: path + controlSuffix, answer: answer)
-                return MountRecord(descriptor: descriptor, path: path, control: control)
+                let listening = unsafe fuseshim_control_listen(path + controlSuffix)
+                return MountRecord(descriptor: descriptor, path: path, listening: listening)
             }
             reason = "\(path): \(errorText(errno))"
             if descriptor >= 0 {
@@ -62,20 +59,29 @@ public final class MountRecord: @unchecked Sendable {
         throw HostError(subject: entry.mountpoint, reason: "vdumount will not wait for the close: \(reason)")
     }
 
-    private init(descriptor: Int32, path: String, control: ControlSocket?) {
+    private init(descriptor: Int32, path: String, listening: Int32) {
         self.descriptor = descriptor
         self.path = path
-        self.control = control
+        self.listening = listening
+    }
+
+    /// The files that ``finish(failure:keeper:)`` has removed.
+    var files: [String] { [path, path + Self.controlSuffix] }
+
+    /// Answers questions from now on.
+    func serve(_ answer: @escaping @Sendable (String) -> String?) {
+        if listening >= 0 { control = ControlSocket(listening: listening, answer: answer) }
     }
 
     /// Says how the daemon ended. To be called once, when the disk is closed and nothing but the end of the process is
     /// left: that releases the lock, so that who waits for it goes on when no file is open any more, and may unmount
     /// the file system that the images lie in.
-    func finish(failure: String?) {
+    func finish(failure: String?, keeper: Keeper) {
         let message = failure.map { "message=\(OctalText.encode($0))\n" } ?? ""
         SystemFiles.writeAll("result=\(failure == nil ? 0 : 1)\n" + message, to: descriptor)
         control?.end()
-        unsafe unlink(path)
+        if keeper.isReady, keeper.removeFiles() { return }
+        for file in files { unsafe unlink(file) }
     }
 
     /// Where the records of a user are.

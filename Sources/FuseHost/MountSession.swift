@@ -17,6 +17,7 @@ import Glibc
 
     private let tree: FileTree
     private let options: MountOptions
+    private let keeper: Keeper
     private var session: OpaquePointer?
     private var lanes: LanePool?
     private var entry: MountEntry?
@@ -26,10 +27,14 @@ import Glibc
 
     /// - Parameter files: in a folder their order is that of the listing; the first is the disk, whose size and
     ///   allocation statfs(2) shows. With shape `.file` there must be exactly one.
-    public init(files: [ExposedFile], shape: MountShape, options: MountOptions) throws(HostError) {
+    /// - Parameter keeper: the process that unmounts.
+    public init(
+        files: [ExposedFile], shape: MountShape, options: MountOptions, keeper: Keeper
+    ) throws(HostError) {
         precondition(!files.isEmpty, "a mount shows at least one file")
         tree = FileTree(files: files, shape: shape)
         self.options = options
+        self.keeper = keeper
         unsafe session = nil
         ended = fuseshim_event_descriptor()
         if ended < 0 { throw HostError(subject: options.source, action: "cannot mount", errno: errno) }
@@ -51,41 +56,61 @@ import Glibc
 
     /// Mounts and returns when reads are served: warnings for the user. Nothing is mounted if it throws.
     ///
-    /// - Parameter answer: what the control socket answers to a question; nil: it is not understood.
+    /// - Parameters:
+    ///   - confine: called when all is opened and nothing served yet; answers warnings for the user.
+    ///   - answer: what the control socket answers to a question; nil: it is not understood.
     public func mount(
-        at place: Mountpoint, answer: @escaping @Sendable (String) -> String? = { _ in nil }
+        at place: Mountpoint, confine: () throws(HostError) -> [String] = { () throws(HostError) in [] },
+        answer: @escaping @Sendable (String) -> String? = { _ in nil }
     ) throws(HostError) -> [String] {
-        try place.alone { () throws(HostError) in try mountAlone(at: place, answer) }
+        try place.alone { () throws(HostError) in try mountAlone(at: place, confine, answer) }
     }
 
     private func mountAlone(
-        at place: Mountpoint, _ answer: @escaping @Sendable (String) -> String?
+        at place: Mountpoint, _ confine: () throws(HostError) -> [String],
+        _ answer: @escaping @Sendable (String) -> String?
     ) throws(HostError) -> [String] {
         var warnings: [String] = []
         // From here on a signal waits for `serve`: it would leave a mount without a daemon.
         signals = fuseshim_signal_descriptor()
         try openSession(at: place, &warnings)
         guard let session = unsafe session else { return [] }
+        guard let entry = MountTable.current().top(at: place.path), entry.isOurs else {
+            _ = Unmount.attempt(place.path, lazy: true)
+            destroy()
+            throw HostError(subject: place.path, reason: "the mount does not show in /proc/self/mountinfo")
+        }
+        do throws(HostError) { record = try MountRecord.create(for: entry) } catch {
+            warnings.append(error.description)
+        }
+        keeper.take(entry, files: record?.files ?? [])
+        do throws(HostError) { warnings += try confine() } catch {
+            giveUp(failure: "\(error)")
+            throw error
+        }
         let lanes = unsafe LanePool(
             session: session, maximum: options.maximumLanes, kept: options.keptLanes, ended: ended)
         self.lanes = lanes
         lanes.start(2)
         // The lanes answer this; it is the proof that the mount works.
-        let failure = SystemFiles.reach(place.path)
-        let entry = MountTable.current().top(at: place.path)
-        guard failure == 0, let entry, entry.isOurs else {
-            _ = Unmount.attempt(place.path, lazy: true)
-            endLanes()
-            destroy()
+        let failure = keeper.reach()
+        guard failure == 0 else {
+            giveUp(failure: "the mount does not answer")
             throw HostError(subject: place.path, action: "the mount does not answer", errno: failure)
         }
         self.entry = entry
-        // Root may let buffered reads ask for as much as direct ones; 128 KiB otherwise.
-        if geteuid() == 0 { SystemFiles.write("1024", to: "/sys/class/bdi/\(entry.device)/read_ahead_kb") }
-        do throws(HostError) { record = try MountRecord.create(for: entry, answer: answer) } catch {
-            warnings.append(error.description)
-        }
+        record?.serve(answer)
         return warnings
+    }
+
+    /// Takes back what was mounted.
+    private func giveUp(failure: String?) {
+        _ = keeper.unmount(lazy: true)
+        if lanes != nil { endLanes() }
+        destroy()
+        record?.finish(failure: failure, keeper: keeper)
+        record = nil
+        entry = nil
     }
 
     private func openSession(at place: Mountpoint, _ warnings: inout [String]) throws(HostError) {
@@ -139,24 +164,35 @@ import Glibc
         public var flush: () -> String?
         /// Flushes and closes the disk. Called once, when no lane runs any more.
         public var close: () -> String?
+        /// Called every few seconds.
+        public var regularly: () -> Void
         /// Takes a line for the log.
         public var log: (String) -> Void
 
         public init(
-            flush: @escaping () -> String?, close: @escaping () -> String?, log: @escaping (String) -> Void = { _ in }
+            flush: @escaping () -> String?, close: @escaping () -> String?, regularly: @escaping () -> Void = {},
+            log: @escaping (String) -> Void = { _ in }
         ) {
             self.flush = flush
             self.close = close
+            self.regularly = regularly
             self.log = log
         }
     }
+
+    /// How long ``Handler/regularly`` waits, in milliseconds.
+    private static let interval: Int32 = 5000
 
     /// Serves until the mount is gone, closes the disk and tells a waiting `vdumount`: nil, or what failed.
     public func serve(_ handler: Handler) -> String? {
         var asked = 0
         while true {
-            let event = fuseshim_wait(signals, ended, -1)
+            let event = fuseshim_wait(signals, ended, Self.interval)
             if event == 0 { break }
+            if event == -ETIMEDOUT {
+                handler.regularly()
+                continue
+            }
             asked += 1
             if asked == 1 && event > 0 {
                 stop(handler)
@@ -168,7 +204,7 @@ import Glibc
         let cut = lanes?.endFailure ?? 0
         let failure = handler.close() ?? (cut == 0 ? nil : "the mount failed: \(errorText(cut))")
         destroy()
-        record?.finish(failure: failure)
+        record?.finish(failure: failure, keeper: keeper)
         record = nil
         entry = nil
         return failure
@@ -177,27 +213,24 @@ import Glibc
     /// Unmounts and waits for the lanes, without a record or a handler: for the caller that cannot go on after
     /// ``mount(at:)``. The disk is the caller's to close.
     public func cancel() {
-        guard let entry else { return }
-        _ = Unmount.attempt(entry.mountpoint, lazy: true)
-        endLanes()
-        destroy()
-        record?.finish(failure: nil)
-        record = nil
-        self.entry = nil
+        if entry != nil { giveUp(failure: nil) }
     }
 
     private func stop(_ handler: Handler) {
-        guard let entry = entry.flatMap({ MountTable.current().entry(device: $0.device) }) else {
+        guard let entry else { return }
+        let reason: String
+        switch keeper.unmount(lazy: false) {
+        case .unmounted: return
+        case .gone:
             handler.log("asked to end; the mount is gone, but still in use")
             return
+        case .busy(let users): reason = users
+        case .failed(let text): reason = text
         }
-        guard let failure = Unmount.attempt(entry.mountpoint, lazy: false) else { return }
-        let table = MountTable.current()
-        let reason = failure.isBusy ? MountUsers.busyReason(of: entry, in: table) : failure.text
         handler.log("\(entry.mountpoint): \(reason); serving until the last user is gone, a second signal ends at once")
         if let failed = handler.flush() { handler.log("\(entry.mountpoint): flush: \(failed)") }
-        if let failed = Unmount.attempt(entry.mountpoint, lazy: true) {
-            handler.log("\(entry.mountpoint): cannot unmount: \(failed.text)")
+        if case .failed(let text) = keeper.unmount(lazy: true) {
+            handler.log("\(entry.mountpoint): cannot unmount: \(text)")
         }
     }
 

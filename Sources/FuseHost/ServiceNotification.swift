@@ -1,12 +1,15 @@
+internal import FuseShim
 import Glibc
 
 /// Tells the service manager that started this process how it is: the protocol of sd_notify(3), without its library.
 ///
 /// Each message is one datagram of `KEY=value` lines to the socket that $NOTIFY_SOCKET names. Without the variable, or
 /// when nobody listens there, nothing happens: a service manager is a help, and a mount works without.
+///
+/// The socket is connected once: a confined process can open none.
 public struct ServiceNotification: Sendable {
-    /// The socket's address as sun_path holds it; nil if there is nobody to tell.
-    private let address: [UInt8]?
+    /// A socket that is connected to the manager, for as long as the process lives; -1 if there is nobody to tell.
+    private let descriptor: Int32
 
     /// Nobody to tell.
     public static let none = ServiceNotification(socket: nil)
@@ -18,7 +21,7 @@ public struct ServiceNotification: Sendable {
         // An abstract name begins with a zero byte and is as long as it is; a path ends with one.
         if isAbstract { name[0] = 0 } else { name.append(0) }
         let isKnown = isAbstract || name.first == UInt8(ascii: "/")
-        address = isKnown && name.count > 1 && name.count <= Self.longestName ? name : nil
+        descriptor = isKnown && name.count > 1 && name.count <= Self.longestName ? Self.connect(to: name) : -1
     }
 
     /// The manager of this process. Only to be asked by a process that is the service: one that stays in the
@@ -50,23 +53,26 @@ public struct ServiceNotification: Sendable {
 
     private static let longestName = MemoryLayout.size(ofValue: sockaddr_un().sun_path)
 
-    private func send(_ fields: [String]) {
-        guard let address else { return }
+    private static func connect(to address: [UInt8]) -> Int32 {
         let descriptor = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        guard descriptor >= 0 else { return }
-        defer { close(descriptor) }
+        guard descriptor >= 0 else { return -1 }
         var place = sockaddr_un()
         place.sun_family = sa_family_t(AF_UNIX)
         unsafe withUnsafeMutableBytes(of: &place.sun_path) { unsafe $0.copyBytes(from: address) }
         let length = socklen_t(MemoryLayout<sa_family_t>.size + address.count)
-        let text = Array(fields.joined(separator: "\n").utf8)
-        unsafe text.withUnsafeBytes { bytes in
-            unsafe withUnsafeBytes(of: &place) { place in
-                guard let to = unsafe place.assumingMemoryBound(to: sockaddr.self).baseAddress else { return }
-                while unsafe sendto(descriptor, bytes.baseAddress, bytes.count, Int32(MSG_NOSIGNAL), to, length)
-                    < 0 && errno == EINTR
-                {}
-            }
+        let connected = unsafe withUnsafeBytes(of: &place) { place in
+            unsafe place.assumingMemoryBound(to: sockaddr.self).baseAddress.map {
+                unsafe Glibc.connect(descriptor, $0, length) == 0
+            } ?? false
         }
+        if connected { return descriptor }
+        close(descriptor)
+        return -1
+    }
+
+    private func send(_ fields: [String]) {
+        guard descriptor >= 0 else { return }
+        let text = Array(fields.joined(separator: "\n").utf8)
+        _ = unsafe text.withUnsafeBytes { unsafe fuseshim_send(descriptor, $0.baseAddress, $0.count) }
     }
 }

@@ -37,6 +37,16 @@ public enum SystemFiles {
         }
     }
 
+    /// The next message of a socket that keeps messages apart, of at most `limit` bytes; nil if it fails.
+    static func message(from socket: Int32, limit: Int) -> [UInt8]? {
+        var bytes = [UInt8](repeating: 0, count: limit)
+        while true {
+            let count = unsafe bytes.withUnsafeMutableBytes { unsafe recv(socket, $0.baseAddress, $0.count, 0) }
+            if count >= 0 { return Array(bytes[..<count]) }
+            if errno != EINTR { return nil }
+        }
+    }
+
     /// The first line of a small file.
     static func line(_ path: String) -> String? {
         guard let bytes = contents(path, limit: 65536) else { return nil }

@@ -1,7 +1,6 @@
 /* A lane: one buffer that requests are received into and answered from. */
 #include "shim.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -18,6 +17,8 @@ enum { page = 4096, headers = 80, room = headers + FUSESHIM_MAX_TRANSFER + page,
 
 struct fuseshim_lane {
     fuseshim_session *session;
+    fuseshim_lane *next; /* of the session */
+    pid_t thread;
     char *memory;
     struct fuse_buf request;
     int device;
@@ -46,12 +47,23 @@ fuseshim_lane *fuseshim_lane_new(fuseshim_session *session) {
     lane->memory = memory;
     lane->request.mem = lane->memory + page - headers;
     lane->device = fuse_session_fd(session->fuse);
+    lane->thread = gettid();
+    pthread_mutex_lock(&session->lanes_lock);
+    lane->next = session->lanes;
+    session->lanes = lane;
+    pthread_mutex_unlock(&session->lanes_lock);
     return lane;
 }
 
 void fuseshim_lane_free(fuseshim_lane *lane) {
     if (lane == NULL)
         return;
+    pthread_mutex_lock(&lane->session->lanes_lock);
+    fuseshim_lane **link = &lane->session->lanes;
+    while (*link != lane)
+        link = &(*link)->next;
+    *link = lane->next;
+    pthread_mutex_unlock(&lane->session->lanes_lock);
     munmap(lane->memory, mapping);
     free(lane);
 }
@@ -89,14 +101,9 @@ void fuseshim_lanes_interrupt(fuseshim_session *session) {
     /* Without SA_RESTART: the read it comes into returns EINTR. */
     struct sigaction action = {.sa_handler = wake_up};
     sigaction(wake_signal, &action, NULL);
-    DIR *threads = opendir("/proc/self/task");
-    if (threads == NULL)
-        return;
-    struct dirent *thread;
-    while ((thread = readdir(threads)) != NULL) {
-        long number = strtol(thread->d_name, NULL, 10);
-        if (number > 0)
-            syscall(SYS_tgkill, getpid(), number, wake_signal);
-    }
-    closedir(threads);
+    /* Under the lock no lane ends, so each thread is there, and is a lane's. */
+    pthread_mutex_lock(&session->lanes_lock);
+    for (fuseshim_lane *lane = session->lanes; lane != NULL; lane = lane->next)
+        syscall(SYS_tgkill, getpid(), lane->thread, wake_signal);
+    pthread_mutex_unlock(&session->lanes_lock);
 }

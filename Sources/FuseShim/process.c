@@ -2,7 +2,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "FuseShim.h"
+#include "confine.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,8 +14,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -43,6 +45,7 @@ int fuseshim_go_on_in_thread(void (*body)(void *context), void *context) {
     if (start == NULL)
         return ENOMEM;
     *start = (struct thread_start){.body = body, .context = context};
+    fuseshim_park_prepare();
     pthread_attr_init(&attributes);
     if (getrlimit(RLIMIT_STACK, &stack) == 0 && stack.rlim_cur != RLIM_INFINITY)
         pthread_attr_setstacksize(&attributes, stack.rlim_cur);
@@ -56,8 +59,46 @@ int fuseshim_go_on_in_thread(void (*body)(void *context), void *context) {
     sigset_t all;
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, NULL);
-    pthread_join(thread, NULL);
-    exit(0);
+    fuseshim_park();
+}
+
+int fuseshim_start_keeper(int *end) {
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+        return -errno;
+    pid_t child = fork();
+    if (child != 0) {
+        int reason = errno;
+        close(ends[1]);
+        if (child < 0)
+            close(ends[0]);
+        *end = ends[0];
+        return child < 0 ? -reason : child;
+    }
+    /* What the daemon is told to end by is not meant for this one: it ends when the daemon has ended. */
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE};
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        signal(signals[i], SIG_IGN);
+    prctl(PR_SET_NAME, "vd-keeper");
+    setsid();
+    if (chdir("/") != 0)
+        _exit(1);
+    /* A pipe that the caller waits at would stay open. */
+    int null = open("/dev/null", O_RDWR);
+    for (int standard = 0; standard < 3; standard++)
+        if (null < 0 || dup2(null, standard) < 0)
+            _exit(1);
+    int kept = fcntl(ends[1], F_DUPFD_CLOEXEC, 3);
+    fuseshim_close_others(kept);
+    *end = kept;
+    return 0;
+}
+
+bool fuseshim_send(int descriptor, const void *message, size_t size) {
+    ssize_t sent;
+    while ((sent = send(descriptor, message, size, MSG_NOSIGNAL)) < 0 && errno == EINTR)
+        ;
+    return sent == (ssize_t)size;
 }
 
 void fuseshim_close_others(int kept) {

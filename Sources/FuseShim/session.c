@@ -53,6 +53,7 @@ fuseshim_session *fuseshim_session_new(const fuseshim_operations *operations, vo
     if (complete) {
         session->operations = *operations;
         session->host = host;
+        pthread_mutex_init(&session->lanes_lock, NULL);
         session->fuse = fuse_session_new(&arguments, &fuseshim_callbacks, sizeof fuseshim_callbacks, session);
     }
     fuse_opt_free_args(&arguments);

@@ -11,6 +11,7 @@
 #include "FuseShim.h"
 
 #include <fuse_lowlevel.h>
+#include <pthread.h>
 
 struct fuseshim_session {
     struct fuse_session *fuse;
@@ -19,6 +20,8 @@ struct fuseshim_session {
     unsigned kernel_minor; /* the kernel's FUSE protocol is 7.this */
     bool ready;
     bool ending; /* lanes are to stop receiving */
+    pthread_mutex_t lanes_lock;
+    fuseshim_lane *lanes; /* each is used by its thread alone, but for the links */
 };
 
 /* The part of the running lane's buffer that read requests are answered from: page aligned, one transfer long. */

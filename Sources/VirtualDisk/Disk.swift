@@ -146,7 +146,9 @@ public final class Disk: Sendable {
         try writing.begin { () throws(DiskError) in try chain.layers[0].backend.beginWriting() }
     }
 
-    private func flushIfChanged() {
+    /// Flushes what was written since the last flush, if anything was: for who calls it every few seconds instead of
+    /// ``DiskOptions/lazyFlushInterval``. A failure shows at the next flush that somebody asks for.
+    public func flushIfChanged() {
         guard writing.isChanged else { return }
         try? flush()  // whoever needs to know asks for a flush; the next one reports the same failure
     }

@@ -36,6 +36,8 @@ extension Logger {
             descriptor = unsafe open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o640)
             guard descriptor >= 0 else { return nil }
         }
+        // A confined process cannot read the time zone.
+        tzset()
         let target = descriptor
         var logger = Logger(label: "vdmount") { _ in LineLogHandler(descriptor: target) }
         logger.logLevel = level

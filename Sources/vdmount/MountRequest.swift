@@ -8,6 +8,8 @@ struct MountRequest {
     var format: String?
     var allowedFolders: [String] = []
     var isForeground = false
+    /// Whether the daemon gives up what it does not need once it serves.
+    var isConfined = true
     var logLevel: String?
     var logFile: String?
     var tableCacheSize: UInt64?
@@ -47,6 +49,7 @@ struct MountRequest {
         case "ro": isWritable = false
         case "rw": isWritable = true
         case "foreground": isForeground = true
+        case "no-sandbox": isConfined = false
         case "overlay":
             hasOverlay = true
             overlayFile = value ?? overlayFile
@@ -88,6 +91,7 @@ struct MountRequest {
     /// The same again as words of a command line, for the `vdmount` that only exposes the disk.
     var words: [String] {
         var words = isWritable && !hasOverlay ? ["--rw"] : []
+        if !isConfined { words.append("--no-sandbox") }
         func add(_ name: String, _ value: String?) {
             if let value { words += ["--\(name)", value] }
         }

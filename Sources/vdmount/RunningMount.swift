@@ -22,7 +22,9 @@ struct RunningMount {
     let summary: String
 
     /// Opens the disk and mounts it; nothing is left behind if that fails.
-    init(image: String, at path: String, _ request: MountRequest, _ logger: Logger) throws(MountFailure) {
+    init(
+        image: String, at path: String, _ request: MountRequest, _ keeper: Keeper, _ logger: Logger
+    ) throws(MountFailure) {
         self.logger = logger
         let place: Mountpoint
         do throws(HostError) { place = try Mountpoint(path) } catch { throw MountFailure(text: "\(error)") }
@@ -34,10 +36,11 @@ struct RunningMount {
         }
         partitions = PartitionFiles(disk, request, logger)
         let file = partitions.makeWhole()
+        let images = disk.layers.map { MountStatus.Image(path: Self.realPath($0.path), format: $0.format) }
         do throws(HostError) {
-            session = try Self.mount(file, image: image, at: place, request) { [disk] question in
+            session = try Self.mount(file, image: image, at: place, request, keeper) { [disk] question in
                 guard question == "status" else { return nil }
-                return try? jsonText(Self.status(disk, file, at: place.path))
+                return try? jsonText(Self.status(disk, images, file, at: place.path))
             }
         } catch {
             try? disk.close()
@@ -52,12 +55,14 @@ struct RunningMount {
         var options = DiskOptions(
             isWritable: request.isWritable, format: request.format, allowedFolders: request.allowedFolders)
         options.overlay = request.overlay
+        // The session does it: a timer of the disk's would be a thread before the process is confined.
+        options.lazyFlushInterval = 0
         if let size = request.tableCacheSize { options.tableCacheSize = Int(clamping: size) }
         return options
     }
 
     private static func mount(
-        _ file: DiskFile, image: String, at place: Mountpoint, _ request: MountRequest,
+        _ file: DiskFile, image: String, at place: Mountpoint, _ request: MountRequest, _ keeper: Keeper,
         answer: @escaping @Sendable (String) -> String?
     ) throws(HostError) -> MountSession {
         var options = MountOptions(source: realPath(image), isReadOnly: !request.isWritable)
@@ -67,18 +72,23 @@ struct RunningMount {
         let shape: MountShape =
             place.isFolder
             ? .folder(mode: request.umask.map { 0o777 & ~$0 } ?? 0o500, owner: file.owner, group: file.group) : .file
-        let session = try MountSession(files: [file], shape: shape, options: options)
-        for warning in try session.mount(at: place, answer: answer) { Daemon.say("vdmount: \(warning)") }
+        let session = try MountSession(files: [file], shape: shape, options: options, keeper: keeper)
+        let confine = { () throws(HostError) -> [String] in request.isConfined ? try Confinement.begin() : [] }
+        for warning in try session.mount(at: place, confine: confine, answer: answer) {
+            Daemon.say("vdmount: \(warning)")
+        }
         return session
     }
 
-    private static func status(_ disk: Disk, _ file: DiskFile, at path: String) -> MountStatus {
+    private static func status(
+        _ disk: Disk, _ images: [MountStatus.Image], _ file: DiskFile, at path: String
+    ) -> MountStatus {
         let traffic = file.traffic
         let tables = disk.tableCacheUse
         return MountStatus(
             mountpoint: path, process: getpid(), mode: disk.isWritable ? "rw" : "ro",
-            images: disk.layers.map { .init(path: realPath($0.path), format: $0.format) }, size: disk.size,
-            bytesRead: traffic.read, bytesWritten: traffic.written, cachedBytes: tables.cached,
+            images: images, size: disk.size, bytesRead: traffic.read, bytesWritten: traffic.written,
+            cachedBytes: tables.cached,
             dirtyBytes: tables.dirty)
     }
 
@@ -110,6 +120,7 @@ struct RunningMount {
                         return "\(error)"
                     }
                 },
+                regularly: { [disk] in disk.flushIfChanged() },
                 log: { [logger] in
                     logger.warning("\($0)")
                     service.status($0)

@@ -69,6 +69,9 @@ struct VDMount: ParsableCommand {
     @Flag(name: [.customShort("f"), .long], help: "Stay in the foreground, log to standard error, end on SIGINT.")
     var foreground = false
 
+    @Flag(name: .customLong("no-sandbox"), help: "Do not confine the daemon: for finding faults.")
+    var isUnconfined = false
+
     @Option(help: "The image's format; detected if not given.")
     var format: String?
 
@@ -124,6 +127,7 @@ struct VDMount: ParsableCommand {
     private func request() throws -> MountRequest {
         var request = MountRequest()
         request.isForeground = foreground
+        if isUnconfined { request.isConfined = false }
         for list in optionLists { try request.apply(optionList: list) }
         if fs || fsNumber != nil { request.hasFileSystem = true }
         request.partition = fsNumber ?? request.partition
@@ -184,7 +188,7 @@ struct VDMount: ParsableCommand {
         }
         let mount: RunningMount
         do throws(MountFailure) {
-            mount = try RunningMount(image: image, at: mountpoint, request, logger)
+            mount = try RunningMount(image: image, at: mountpoint, request, daemon.keeper, logger)
         } catch {
             daemon.fail(error.text, errno: error.errno)
         }

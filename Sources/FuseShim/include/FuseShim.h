@@ -141,10 +141,20 @@ void fuseshim_lanes_interrupt(fuseshim_session *session);
 pid_t fuseshim_fork(void);
 
 /*
- * Goes on in a new thread, with a stack as large as the first one's; the caller's thread does nothing any more. Returns
- * only if there is no new thread: an errno value.
+ * Goes on in a new thread, with a stack as large as the first one's; the caller's thread does nothing any more but be
+ * confined. Returns only if there is no new thread: an errno value.
  */
 int fuseshim_go_on_in_thread(void (*body)(void *context), void *context);
+
+/*
+ * Starts the keeper: a process of its own that is connected with this one by a socket for messages, has nothing else
+ * open, and overhears what this one is told to end by. Only before the first thread. Returns 0 in the keeper, its
+ * number in the caller, or -errno; `end` is the end of the socket.
+ */
+int fuseshim_start_keeper(int *end);
+
+/* Sends a message over a connected socket; whether all of it went. */
+bool fuseshim_send(int descriptor, const void *message, size_t size);
 
 /* Closes every descriptor from 3 on but this one: what the caller had open is not ours to keep. */
 void fuseshim_close_others(int kept);
@@ -154,6 +164,29 @@ void fuseshim_close_others(int kept);
  * -1 if it could not be run or was killed. What it wrote to standard error goes into `output`.
  */
 int fuseshim_run(const char *const *arguments, char *output, size_t output_size);
+
+/* ---- confinement (confine.c) ---- */
+
+/* What a kernel may lack. */
+#define FUSESHIM_NO_LANDLOCK 1
+#define FUSESHIM_NO_SECCOMP 2
+
+/*
+ * Gives up, for good and in all threads: opening files, connecting, executing, other processes, all capabilities. Files
+ * and sockets that are open stay so. To be called while there is no thread but the caller's and the one that
+ * fuseshim_go_on_in_thread left waiting.
+ *
+ * Returns 0, and in `missing` what the kernel lacks; or -errno, and in `step` what failed.
+ */
+int fuseshim_confine(int *missing, const char **step);
+
+/*
+ * Lets this thread and those that it will start write out memory without waiting for memory to be written out, and the
+ * process be one of the last to be ended for want of it. What the system does not let this user do stays as it is.
+ */
+void fuseshim_resist_memory_pressure(void);
+
+/* ---- signals and events (process.c) ---- */
 
 /* Lets SIGPIPE show up as EPIPE. */
 void fuseshim_ignore_sigpipe(void);

@@ -1,0 +1,13 @@
+/* What confine.c and process.c share. */
+#ifndef FUSESHIM_CONFINE_H
+#define FUSESHIM_CONFINE_H
+
+#include "FuseShim.h"
+
+/* There will be a thread that only waits; before any other exists. */
+void fuseshim_park_prepare(void);
+
+/* What that thread does: it waits, and is confined when the process is. Does not return. */
+_Noreturn void fuseshim_park(void);
+
+#endif
