@@ -29,6 +29,10 @@ public protocol ImageBackend: AnyObject, Sendable {
     /// Reads bytes of an ``Extent/Kind/encoded`` extent; `buffer` is not longer than the extent.
     func readEncoded(_ extent: Extent, into buffer: IOBuffer) throws(DiskError)
 
+    /// What must be put right in the files before the image is used. Called once for the top image of a disk, after all
+    /// its parents were found and belong to it, so that an image whose disk cannot be had stays as it is.
+    func prepareForUse() throws(DiskError)
+
     /// Makes the image ready for changes: unclean marks, content identifiers. Called once, before the first change.
     func beginWriting() throws(DiskError)
 
@@ -65,6 +69,8 @@ public protocol ImageBackend: AnyObject, Sendable {
 }
 
 extension ImageBackend {
+    public func prepareForUse() throws(DiskError) {}
+
     /// When any of its files was changed last, in nanoseconds since 1970; nil where no storage knows.
     public func modificationTime() throws(DiskError) -> Int64? {
         var latest: Int64?
@@ -124,10 +130,16 @@ public struct ParentLink: Sendable, Equatable {
     public var uuid: DiskUUID?
     /// The parent's format if the child records it; nil: it is probed.
     public var format: String?
+    /// Whether a parent that no format recognises is refused unless its name says that it is raw: for children that
+    /// record nothing by which a wrong guess would show.
+    public var mustBeRecognized: Bool
 
-    public init(paths: [String], uuid: DiskUUID? = nil, format: String? = nil) {
+    public init(
+        paths: [String], uuid: DiskUUID? = nil, format: String? = nil, mustBeRecognized: Bool = false
+    ) {
         self.paths = paths
         self.uuid = uuid
         self.format = format
+        self.mustBeRecognized = mustBeRecognized
     }
 }

@@ -13,6 +13,9 @@ extension Disk {
         let opener = ChainOpener(options: options)
         let mode: OpenMode = options.isWritable && options.overlay == nil ? .readWrite : .readOnly
         var layers = try opener.open(path, mode: mode, withParents: true)
+        if mode == .readWrite {
+            do throws(DiskError) { try layers[0].backend.prepareForUse() } catch { throw error.about(layers[0].path) }
+        }
         if let overlay = options.overlay { layers.insert(try opener.open(overlay, over: layers[0]), at: 0) }
         return Disk(
             chain: Chain(topFirst: layers), cache: opener.cache, lockedFiles: opener.finder.locked.withLock { $0 },
@@ -95,7 +98,7 @@ struct ChainOpener {
         if !link.paths.isEmpty {
             do throws(DiskError) {
                 let file = try finder.openParent(link.paths, of: childPath)
-                let driver = try parentDriver(link, file.storage)
+                let driver = try parentDriver(link, file.storage, file.path, of: childPath)
                 let layer = try openLayer(driver, file.storage, file.path, mode, shownAs: file.path)
                 return (layer, file.identity)
             } catch {
@@ -117,12 +120,21 @@ struct ChainOpener {
     private func realPath(of layer: Layer) throws(DiskError) -> String { layer.backend.files.first ?? layer.path }
 
     private func parentDriver(
-        _ link: ParentLink, _ storage: any Storage
+        _ link: ParentLink, _ storage: any Storage, _ path: String, of childPath: String
     ) throws(DiskError) -> any ImageDriver {
         if let name = link.format { return try Formats.all.driver(named: name) }
         if let driver = try Formats.all.probe(storage) { return driver }
         // Raw, if anything: whether the child is one of a parent that has no identity, the child is asked afterwards.
-        return try Formats.all.driver(named: "raw")
+        let raw = try Formats.all.driver(named: "raw")
+        let suffix = FilePath(path).extension?.lowercased() ?? ""
+        guard !link.mustBeRecognized || raw.fileExtensions.contains(suffix) else {
+            throw DiskError(
+                .unknownFormat,
+                "no known format recognises this parent of \(childPath), which does not record that it is raw; "
+                    + "if it is, give it a name that ends in .raw, or record it "
+                    + "('qemu-img rebase -u -F raw -b PARENT CHILD')", image: path)
+        }
+        return raw
     }
 
     /// Looks at the headers of all images beside `childPath`.
