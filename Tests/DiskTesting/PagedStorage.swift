@@ -114,8 +114,17 @@ public final class PagedStorage: Storage {
     public func flush() {}
     public func allocatedBytes() -> UInt64 { UInt64(keptBytes) }
 
+    /// Pages that hold nothing are holes, as a file system has them.
     public func nextData(from offset: UInt64) -> Range<UInt64>? {
-        let end = length()
-        return offset < end ? offset..<end : nil
+        let size = UInt64(Self.pageSize)
+        return state.withLock { state in
+            guard offset < state.length, let first = state.pages.keys.filter({ $0 >= offset / size }).min() else {
+                return nil
+            }
+            var end = first + 1
+            while state.pages[end] != nil { end += 1 }
+            let start = max(offset, first * size)
+            return start < state.length ? start..<min(end * size, state.length) : nil
+        }
     }
 }
