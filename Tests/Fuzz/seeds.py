@@ -60,6 +60,32 @@ def overlays(folder):
             seed(folder, f"overlay-{shift}-{size >> 10}-{how}", how, image, below)
 
 
+def qed(folder):
+    """QED images by qemu-img, closed and not closed, alone and over a raw disk; and one whose entries lead anywhere."""
+    with tempfile.TemporaryDirectory() as work:
+        image, base = os.path.join(work, "a.qed"), os.path.join(work, "b.vmdk")
+        with open(base, "wb") as file:
+            file.write(b"\x44" * 90000 + bytes(10400))
+        content = open(base, "rb").read()
+        for cluster, table in ((4096, 2), (4096, 16), (65536, 2)):
+            for parent in ([], ["-b", "b.vmdk", "-F", "raw"]):
+                options = f"cluster_size={cluster},table_size={table}"
+                command = ["qemu-img", "create", "-q", "-f", "qed", "-o", options, *parent, image, "300k"]
+                subprocess.run(command, check=True, cwd=work)
+                subprocess.run(["qemu-io", "-f", "qed", "-c", "write -P 1 0 9k", "-c", "write -P 2 100k 20k", "-c",
+                                "write -z 200k 64k", image], check=True, cwd=work, stdout=subprocess.DEVNULL)
+                made = bytearray(open(image, "rb").read())
+                name = f"qed-{cluster}-{table}-{len(parent)}"
+                for how in (0, 1, 3, 5, 7):
+                    seed(folder, f"{name}-{how}", how, bytes(made), content)
+                made[16] |= 2
+                l1 = struct.unpack_from("<Q", made, 40)[0]
+                l2 = struct.unpack_from("<Q", made, l1)[0]
+                struct.pack_into("<3Q", made, l2 + 24, len(made), l2, struct.unpack_from("<Q", made, l2)[0])
+                for how in (0, 1, 5):
+                    seed(folder, f"{name}-unclean-{how}", how, bytes(made), content)
+
+
 SECTOR = 512
 TABLES = {
     "gpt": (["sfdisk", "-q", "DISK"], "label: gpt\nsize=10M,type=U\nsize=5M,name=two\n"),
@@ -119,5 +145,5 @@ def partitions(folder):
 
 if __name__ == "__main__":
     os.makedirs(sys.argv[2], exist_ok=True)
-    for make in {"fuzz": [images, overlays], "fuzz-partitions": [partitions]}[sys.argv[1]]:
+    for make in {"fuzz": [images, overlays, qed], "fuzz-partitions": [partitions]}[sys.argv[1]]:
         make(sys.argv[2])
