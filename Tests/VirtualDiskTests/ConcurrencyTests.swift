@@ -12,6 +12,7 @@ struct ConcurrencyTests {
             "ESX sparse, 512-byte grains",
             "small grains over large ones", "large grains over small ones", "over a compressed stream",
             "four images of four kinds", "overlay over grains", "overlay of 4 KiB blocks over a smaller raw base",
+            "QED, small clusters over large ones", "QED over VMDK grains",
         ].contains(kind.name)
     }
 
