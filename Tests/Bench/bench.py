@@ -24,6 +24,8 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 OURS, LIMIT, QEMU = "ours", "limit", "qemu"
+# What another format is held against: ours, with the same content in a VMDK.
+VMDK = "vmdk"
 START_SECONDS = 30
 
 
@@ -39,6 +41,40 @@ def run(*command):
         said = (result.stderr or result.stdout).strip()
         raise RuntimeError(f"{' '.join(map(str, command))}: status {result.returncode}: {said}")
     return result.stdout
+
+
+# ---- the formats --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A format as vdimg calls it, and how images of it are made."""
+
+    name: str
+    driver: str  # what QEMU calls it
+    content: str = ""  # qemu-img's options for the image with content
+    ours: tuple = ()  # vdimg's options for a new one
+    qemu: tuple = ("",)  # qemu-img's options for new ones: the best of them counts
+
+    def convert(self, source, image):
+        run("qemu-img", "convert", "-O", self.driver, *option(self.content), source, image)
+
+
+def option(text):
+    return ["-o", text] if text else []
+
+
+FORMATS = {format.name: format for format in [
+    Format("vmdk", "vmdk", "subformat=monolithicSparse", (), ("subformat=monolithicSparse",)),
+    Format("vdi", "vdi"),
+    Format("vhd", "vpc", "subformat=dynamic,force_size=on", (), ("subformat=dynamic,force_size=on",)),
+    Format("qed", "qed"),
+    Format("qcow2", "qcow2", "", (), ("", "lazy_refcounts=on", "preallocation=metadata", "extended_l2=on")),
+]}
+
+
+def format_of(image):
+    return FORMATS[pathlib.Path(image).suffix[1:]]
 
 
 # ---- the contenders: each serves an image as a file, in a process of its own --------------------------------------
@@ -124,7 +160,8 @@ class Qemu(Contender):
     name = QEMU
 
     def command(self):
-        image = f"driver=vmdk,node-name=disk,file.driver=file,file.filename={self.image}"
+        driver = format_of(self.image).driver
+        image = f"driver={driver},node-name=disk,file.driver=file,file.filename={self.image}"
         if not self.writable:
             image += ",read-only=on,force-share=on"
         access = "on" if self.writable else "off"
@@ -202,6 +239,8 @@ class Row:
     unit: str
     of_limit: float | None = None
     of_qemu: float | None = None
+    # Of another format than VMDK: the part of VMDK's speed that it must have.
+    of_vmdk: float | None = None
     # A row without a unit is a ratio of its own: what ours keeps of its own speed.
     kept_target: float | None = None
     rates: dict = dataclasses.field(default_factory=dict)
@@ -250,7 +289,7 @@ class Bench:
         with open(self.raw_image, "wb") as file:
             for _ in range(self.options.size // (4 * MIB)):
                 file.write(os.urandom(4 * MIB))
-        run("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=monolithicSparse", self.raw_image, self.base)
+        FORMATS[VMDK].convert(self.raw_image, self.base)
 
     def image(self, name):
         """A copy of the content for one contender to write to."""
@@ -323,6 +362,82 @@ class Bench:
                     image.unlink()
                     run("sync", "-f", self.directory)
             self.add_row(row)
+
+    # -- other formats --
+
+    def format_rows(self, format):
+        """The same workloads with the content in another format: beside ours in a VMDK, and QEMU in that format."""
+        if OURS not in self.names:
+            return
+        self.format_six(format)
+        self.format_new(format)
+        if self.wanted(f"memory, {format.name}"):
+            image = self.directory / f"memory.{format.name}"
+            format.convert(self.raw_image, image)
+            self.warm(image)
+            self.memory(image, self.options.size, f"{self.options.size // MIB} MiB image, {format.name}")
+            image.unlink()
+
+    def format_six(self, format):
+        chosen = [(workload, targets) for workload, targets in zip(FIRST_SIX, FIRST_SIX_TARGETS)
+                  if self.wanted(f"{format.name}: {workload.title}")]
+        if not chosen:
+            return
+        made = [self.directory / f"{OURS}.{format.name}"]
+        format.convert(self.raw_image, made[0])
+        with contextlib.ExitStack() as stack:
+            contenders = [(OURS, Ours, made[0]), (VMDK, Ours, self.image(OURS))]
+            if QEMU in self.names:
+                made.append(self.directory / f"{QEMU}.{format.name}")
+                run("cp", "--reflink=never", "--sparse=never", *made)
+                contenders.append((QEMU, Qemu, made[1]))
+            run("sync", "-f", self.directory)
+            files = {}
+            for name, contender, image in contenders:
+                self.warm(image)
+                files[name] = stack.enter_context(contender(self, image)).file
+            for workload, (_, of_qemu) in chosen:
+                row = Row(f"{format.name}: {workload.title}", workload.unit, of_qemu=of_qemu, of_vmdk=0.9)
+                self.measure(row, files, workload)
+        for image in made:
+            image.unlink()
+
+    def format_new(self, format):
+        """Into new images, as new_images does; QEMU's best options count."""
+        scale = 8 if self.options.quick else 1
+        plans = [(NEW_SEQUENTIAL, 1.2, f"--io_size={512 * MIB // scale}"),
+                 (NEW_RANDOM, 1.5, f"--io_size={64 * MIB // scale}")]
+        for workload, of_qemu, amount in plans:
+            title = f"{format.name}: {workload.title}"
+            if not self.wanted(title):
+                continue
+            makings = [(OURS, Ours, format, format.ours), (VMDK, Ours, FORMATS[VMDK], FORMATS[VMDK].ours)]
+            if QEMU in self.names:
+                makings += [(f"{QEMU} {options}".strip(), Qemu, format, options) for options in format.qemu]
+            rates = {}
+            for _ in range(self.options.rounds):
+                for name, contender, kind, options in makings:
+                    rates.setdefault(name, []).append(self.into_new(contender, kind, options, workload, amount))
+            row = Row(title, workload.unit, of_qemu=of_qemu, of_vmdk=0.9, rates={
+                OURS: rates[OURS], VMDK: rates[VMDK]})
+            by_qemu = [rates[name] for name in rates if name.startswith(QEMU)]
+            if by_qemu:
+                row.rates[QEMU] = max(by_qemu, key=statistics.median)
+            self.raw[title] = rates
+            self.add_row(row)
+
+    def into_new(self, contender, format, options, workload, amount):
+        image = self.directory / f"new.{format.name}"
+        if contender is Ours:
+            run(self.vdimg, "create", "--quiet", "--size", "1G", *options, image)
+        else:
+            run("qemu-img", "create", "-q", "-f", format.driver, *option(options), image, GIB)
+        try:
+            with contender(self, image) as served:
+                return fio(served.file, workload, GIB, amount, "--end_fsync=1")
+        finally:
+            image.unlink()
+            run("sync", "-f", self.directory)
 
     def chain(self, maker, count):
         """`count` empty snapshots over the base; the name of the last."""
@@ -454,14 +569,18 @@ class Bench:
 
     def run_all(self):
         self.prepare()
-        self.first_six()
-        self.new_images()
-        self.snapshots()
-        self.loops()
-        if OURS in self.names and self.wanted("memory"):
-            self.warm(self.base)
-            self.memory(self.base, self.options.size, f"{self.options.size // MIB} MiB image")
-        self.large()
+        if VMDK in self.options.formats:
+            self.first_six()
+            self.new_images()
+            self.snapshots()
+            self.loops()
+            if OURS in self.names and self.wanted("memory"):
+                self.warm(self.base)
+                self.memory(self.base, self.options.size, f"{self.options.size // MIB} MiB image")
+            self.large()
+        for name in self.options.formats:
+            if name != VMDK:
+                self.format_rows(FORMATS[name])
 
 
 # ---- the report ---------------------------------------------------------------------------------------------------
@@ -487,7 +606,11 @@ def tables(bench):
     rates = [[row.title, row.unit, *[number(row.median(name)) for name in (OURS, LIMIT, QEMU)],
               number(row.of_limit, "g"), verdict(row.ratio(LIMIT), row.of_limit),
               number(row.of_qemu, "g"), verdict(row.ratio(QEMU), row.of_qemu)]
-             for row in bench.rows if row.unit]
+             for row in bench.rows if row.unit and not row.of_vmdk]
+    formats = [[row.title, row.unit, *[number(row.median(name)) for name in (OURS, VMDK, QEMU)],
+                number(row.of_vmdk, "g"), verdict(row.ratio(VMDK), row.of_vmdk),
+                number(row.of_qemu, "g"), verdict(row.ratio(QEMU), row.of_qemu)]
+               for row in bench.rows if row.of_vmdk]
     kept = [[row.title, number(row.kept_target, "g"), verdict(row.median(OURS), row.kept_target),
              number(row.median(QEMU), ".2f")]
             for row in bench.rows if not row.unit]
@@ -496,6 +619,8 @@ def tables(bench):
     return "\n".join(
         table_of(["workload", "unit", "ours", "limit", "QEMU", "of limit: target", "measured", "of QEMU: target",
                   "measured"], 2, rates)
+        + table_of(["format: workload", "unit", "ours", "ours in VMDK", "QEMU", "of VMDK: target", "measured",
+                    "of QEMU: target", "measured"], 2, formats)
         + table_of(["what is kept", "target", "ours", "QEMU's own"], 1, kept)
         + ([LOOP_NOTE, ""] if any(LOOP_TITLE in row.title for row in bench.rows) else [])
         + table_of(["time and memory", "limit", "measured"], 1, facts)).rstrip()
@@ -557,6 +682,8 @@ def parse_arguments():
     parser.add_argument("--quick", action="store_true", help="short rounds, a small disk: to see that it works")
     parser.add_argument("--rows", type=lambda text: re.compile(text, re.I), default=re.compile(""), metavar="REGEX",
                         help="only the rows whose title matches")
+    parser.add_argument("--formats", default=",".join(FORMATS), metavar="LIST",
+                        help="which formats; those that this build does not know are left out")
     parser.add_argument("--contenders", default="ours,limit,qemu", help="which of ours,limit,qemu")
     parser.add_argument("--output", metavar="FILE", help="also write the table into this file")
     parser.add_argument("--json", metavar="FILE", help="also write every round's number into this file")
@@ -566,6 +693,9 @@ def parse_arguments():
     options.contenders = options.contenders.split(",")
     if unknown := set(options.contenders) - set(CONTENDERS):
         parser.error(f"no such contender: {', '.join(unknown)}")
+    options.formats = options.formats.split(",")
+    if unknown := set(options.formats) - set(FORMATS):
+        parser.error(f"no such format: {', '.join(unknown)}; there are {', '.join(FORMATS)}")
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     return options
@@ -584,6 +714,10 @@ def check_environment(options):
         for name in ("vdmount", "vdumount", "vdimg"):
             if not os.access(os.path.join(options.bin, name), os.X_OK):
                 sys.exit(f"bench: {options.bin}/{name} is missing: run 'make build'")
+        known = {format["name"] for format in json.loads(run(os.path.join(options.bin, "vdimg"), "formats", "--json"))}
+        for name in sorted(set(options.formats) - known):
+            say(f"bench: this build does not know {name}")
+        options.formats = [name for name in options.formats if name in known]
 
 
 def main():
