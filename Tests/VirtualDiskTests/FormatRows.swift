@@ -82,7 +82,7 @@ extension FormatRow {
     private static let vdi = FormatRow(
         format: "vdi", peer: "vdi",
         ours: [Making(), Making(variant: "fixed")],
-        theirs: ["preallocation=off", "preallocation=metadata"],
+        theirs: ["static=off", "static=on"],
         child: Making(), linksByUUIDAlone: true, reader: "vdi.py")
 
     private static let vhd = FormatRow(

@@ -75,6 +75,50 @@ struct QEDPeerTests {
         }
     }
 
+    /// A file that ends before its L1 table does is described, and refused.
+    @Test func lostL1TableIsDescribed() throws {
+        let folder = try TemporaryFolder()
+        let path = folder.file("disk.qed")
+        try Self.create(path, 128 << 20, "cluster_size=65536")
+        try FileStorage(path: path, isWritable: true).setLength(200 << 10)
+        #expect { try Self.open(path) } throws: { ($0 as? DiskError)?.kind == .invalidImage }
+        let image = try #require(try ImageInformation.read(path).first)
+        #expect(image.virtualSize == 128 << 20)
+        #expect(image.properties.contains { $0.key == "damage" && $0.value.contains("L1 table") })
+        for repair in [false, true] { #expect(try ImageCheck.run(path, repair: repair).remaining(.loss) == 1) }
+        #expect(try FileStorage(path: path, isWritable: false).length() == 200 << 10)
+    }
+
+    /// What follows the last whole cluster is kept, and nothing is put there; where an entry leads there, the image is
+    /// not written to before it was repaired.
+    @Test func bytesBehindTheLastClusterAreKept() throws {
+        let folder = try TemporaryFolder()
+        var builder = QEDBuilder(imageSize: 1 << 20, clusterCount: 5)
+        builder.l1 = [0: 2]
+        builder.l2 = [2: [0: 3 * 4096]]
+        builder.data = [3: 0x33, 4: 0x44]
+        let path = try folder.write(builder.encode(), to: "disk.qed")
+        try FileStorage(path: path, isWritable: true).setLength(4 * 4096 + 700)
+        let disk = try Self.open(path, isWritable: true)
+        try disk.write([9], at: 8192)
+        #expect(try disk.read(at: 0, count: 2) == [0x33, 0x33])
+        try disk.close()
+        let after = try folder.read("disk.qed")
+        #expect(after.count == 6 * 4096)
+        #expect(after.slice(4 * 4096, 700) == [UInt8](repeating: 0x44, count: 700))
+        try Peer.run("rm", path)
+
+        builder.l2[2]?[1] = 4 * 4096
+        try folder.write(builder.encode(), to: "disk.qed")
+        try FileStorage(path: path, isWritable: true).setLength(4 * 4096 + 700)
+        #expect { try Self.open(path, isWritable: true) } throws: { ($0 as? DiskError)?.kind == .needsRepair }
+        let reader = try Self.open(path)
+        #expect { try reader.read(at: 4096, count: 1) } throws: { ($0 as? DiskError)?.kind == .invalidImage }
+        try reader.close()
+        #expect(try ImageCheck.run(path, repair: true).remaining(.loss) == 0)
+        try Self.open(path, isWritable: true).close()
+    }
+
     // MARK: - All geometries
 
     /// QEMU writes, we read, write and discard, QEMU checks and compares: with every cluster and table size.
@@ -140,6 +184,35 @@ struct QEDPeerTests {
         let result = try Subprocess.run(command)
         #expect(result.status == 0, "\(result.errorText)")
         #expect(try folder.read("ours.qed") == folder.read("theirs.qed"))
+    }
+
+    /// The largest disk that usual tables reach, by either program; written at its end by one, read there by the other.
+    @Test func sixtyFourTebibytes() throws {
+        let folder = try TemporaryFolder()
+        let end: UInt64 = 64 << 40
+        for path in [folder.file("theirs.qed"), folder.file("ours.qed")] {
+            if path.hasSuffix("theirs.qed") {
+                try Peer.run("qemu-img", "create", "-q", "-f", "qed", path, "64T")
+            } else {
+                var image = NewImage(path: path)
+                image.size = end
+                try image.create()
+            }
+            try Self.io(path, "write -P 7 \(end - 512) 512", "write -P 8 32T 512")
+            let disk = try Self.open(path, isWritable: true)
+            #expect(disk.size == end)
+            #expect(
+                try disk.read(at: end - 1024, count: 1024) == [UInt8](repeating: 0, count: 512)
+                    + [UInt8](repeating: 7, count: 512))
+            #expect(try disk.nextData(from: 0) == 32 << 40)
+            #expect(try disk.nextHole(from: 32 << 40) == (32 << 40) + 65_536)
+            #expect(try disk.nextData(from: (32 << 40) + 65_536) == end - 65_536)
+            try disk.write([9, 9], at: 10 << 40)
+            try disk.close()
+            try Self.io(path, "read -P 7 \(end - 512) 512", "read -P 0 \((10 << 40) + 512) 512", "read -P 8 32T 512")
+            try Peer.run("qemu-img", "check", "-q", "-f", "qed", path)
+            #expect(try FileStorage(path: path, isWritable: false).allocatedBytes() < 4 << 20)
+        }
     }
 
     // MARK: - Zero clusters and backing files

@@ -18,22 +18,31 @@ struct QEDDriver: ImageDriver {
     }
 
     func check(_ request: OpenRequest, repair: Bool) throws(DiskError) -> CheckReport {
+        let header = try QEDHeader(
+            parsing: request.storage.bytes(at: 0, count: QEDHeader.byteCount, for: .header, "the header"))
+        let length = try request.storage.length()
+        var report = CheckReport()
+        do throws(DiskError) {
+            try header.checkPlaces(end: length & ~(header.clusterSize - 1))
+        } catch {
+            // Without its L1 table nothing of the disk can be found.
+            report.add(.init(.loss, file: request.path, error.message))
+            return report
+        }
         let image = try QEDImage(
             OpenRequest(
                 storage: request.storage, path: request.path, mode: repair ? .readWrite : .readOnly,
                 cache: request.cache, companions: request.companions, skipsConsistencyChecks: true))
-        let length = try request.storage.length()
-        var check = QEDCheck(
-            image.header, request.storage, file: request.path, length: length, isRepairing: repair)
+        var check = QEDCheck(header, request.storage, file: request.path, length: length, isRepairing: repair)
         try check.run()
-        var report = check.report
+        report = check.report
         if length % image.blockSize != 0 {
             report.add(
                 .init(
                     .note, file: request.path,
                     "\(length % image.blockSize) bytes follow the last whole cluster; they belong to nothing"))
         }
-        guard image.header.features.contains(.needCheck) else { return report }
+        guard header.features.contains(.needCheck) else { return report }
         report.add(
             .init(.repairable, file: request.path, "was not closed by its last writer", isRepaired: repair))
         try image.file?.clearNeedCheck()

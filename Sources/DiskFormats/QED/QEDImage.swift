@@ -18,6 +18,8 @@ final class QEDImage: ImageBackend, @unchecked Sendable {  // what changes is be
     let file: QEDFile?
     /// The name of the backing file as the header has it.
     let backingFilename: String?
+    /// What is wrong with the whole, in an image that was opened for information.
+    private let damage: String?
     /// Held while an L2 table is made.
     let addingTable = Locked(false)
     private let end: FileEndCell
@@ -30,7 +32,15 @@ final class QEDImage: ImageBackend, @unchecked Sendable {  // what changes is be
         fileLength = try storage.length()
         // What comes after the last whole cluster belongs to nothing.
         let wholeLength = fileLength & ~(header.clusterSize - 1)
-        try header.checkPlaces(end: min(wholeLength, TableSet.offsetLimit))
+        var damage: String?
+        do throws(DiskError) {
+            try header.checkPlaces(end: min(wholeLength, TableSet.offsetLimit))
+        } catch {
+            // Who asks for information wants to hear of it.
+            guard request.mode == .information else { throw error }
+            damage = error.message
+        }
+        self.damage = damage
         backingFilename = try Self.backingFilename(header, storage)
         var tableStorage = storage
         let isUnclean = header.features.contains(.needCheck)
@@ -136,6 +146,7 @@ final class QEDImage: ImageBackend, @unchecked Sendable {  // what changes is be
         if header.features.contains(.needCheck) {
             list.append(ImageProperty("unclean", "needs check", "yes: not closed by its last writer"))
         }
+        if let damage { list.append(ImageProperty("damage", "damage", damage)) }
         return list
     }
 }
