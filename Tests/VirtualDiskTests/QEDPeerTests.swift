@@ -442,6 +442,47 @@ struct QEDPeerTests {
         try Peer.run("qemu-img", "compare", "-q", "-f", "raw", "-F", "qed", raw, path)
     }
 
+    /// The power fails at any moment of a session that begins with a repair.
+    @Test func repairSurvivesEveryCut() throws {
+        let folder = try TemporaryFolder()
+        let (path, model) = try Self.unclean(folder)
+        let log = CrashLog()
+        var options = DiskOptions(isWritable: true)
+        options.lazyFlushInterval = 0
+        options.wrapStorage = { $0.traits.isWritable ? log.record($0) : $0 }
+        let disk = try Disk.open(path, options: options)
+        let written = 4096..<40 * 4096
+        try disk.write([UInt8](repeating: 0x77, count: written.count), at: UInt64(written.lowerBound))
+        try disk.flush()
+        let flushed = log.count
+        try disk.close()
+        var after = model
+        after.write([UInt8](repeating: 0x77, count: written.count), at: written.lowerBound)
+        var generator = SeededGenerator(seed: 8)
+        for mode in [.all, .none, .some(percent: 50), .some(percent: 20)] as [CrashReplay.CutMode] {
+            var replay = log.replay()
+            for cut in 0...log.count {
+                let files = replay.files(at: cut, mode, using: &generator)
+                for isWritable in [false, true] {
+                    var options = DiskOptions(isWritable: isWritable)
+                    options.lazyFlushInterval = 0
+                    options.locksImages = false
+                    options.wrapStorage = { MemoryStorage(files[$0.name] ?? [], name: $0.name) }
+                    let disk = try Disk.open(path, options: options)
+                    let content = try disk.read(at: 0, count: model.size)
+                    try disk.close()
+                    let wrong = stride(from: 0, to: model.size, by: 512).first { start in
+                        let sector = content.slice(start, 512)
+                        let isOld = cut < flushed && model.mistake(in: sector, at: start) == nil
+                        return !isOld && after.mistake(in: sector, at: start) != nil
+                    }
+                    #expect(
+                        wrong == nil, "cut \(cut) of \(log.count), \(mode), writable \(isWritable): byte \(wrong ?? 0)")
+                }
+            }
+        }
+    }
+
     /// A disk that cannot be had, for its parent is missing, leaves its top image as it is.
     @Test func uncleanChildOfAMissingParentIsNotChanged() throws {
         let folder = try TemporaryFolder()
