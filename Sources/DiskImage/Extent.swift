@@ -12,15 +12,21 @@ public struct Extent: Equatable, Sendable {
         case absent
         /// They lie compressed in one of the image's storages; only the back end can read them.
         case encoded
+        /// They lie, as they are, in one of the image's storages, but must not be overwritten there as data is: a write
+        /// reserves first, also where the reservation turns out to be the same place.
+        case frozen
+
+        /// Whether they lie in a storage as they are.
+        @inlinable public var isStored: Bool { self == .data || self == .frozen }
     }
 
-    /// Where they begin in the storage, in bytes (data), or where the encoded block begins (encoded); else 0.
+    /// Where they begin in the storage, in bytes (data, frozen), or where the encoded block begins (encoded); else 0.
     public var fileOffset: UInt64
     /// How many bytes of the disk they are.
     public var length: UInt64
     /// What they are.
     public var kind: Kind
-    /// Which of the image's storages holds them (data, encoded).
+    /// Which of the image's storages holds them (data, frozen, encoded).
     public var storage: UInt16
     /// How many decoded bytes of the block come before them (encoded).
     public var skip: UInt32
@@ -66,7 +72,7 @@ public struct ExtentBatch: ~Copyable {
         if count > 0 {
             let last = extents[count - 1]
             if last.kind == extent.kind, last.storage == extent.storage, extent.kind != .encoded,
-                extent.kind != .data || last.fileOffset &+ last.length == extent.fileOffset
+                !extent.kind.isStored || last.fileOffset &+ last.length == extent.fileOffset
             {
                 extents[count - 1].length = last.length &+ extent.length
                 coveredLength &+= extent.length

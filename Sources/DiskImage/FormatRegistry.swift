@@ -14,11 +14,24 @@ public struct FormatRegistry: Sendable {
     }
 
     /// The driver whose magic numbers the file has, or nil: then it is raw, if anything.
+    ///
+    /// Some formats are known by the file's end, and have the guest's own bytes at its beginning (a fixed VHD); of the
+    /// others a guest may have got hold of the end. A file with the marks of two formats could therefore be one of them
+    /// that its guest made look like the other: ``DiskError/Kind/unknownFormat``, and the user says which it is.
     public func probe(_ storage: any Storage) throws(DiskError) -> (any ImageDriver)? {
         let file = try ProbedFile(storage)
+        var found: (any ImageDriver)?
         for driver in drivers {
-            if try driver.probe(file) == .certain { return driver }
+            guard try driver.probe(file) == .certain else { continue }
+            guard let first = found else {
+                found = driver
+                continue
+            }
+            throw DiskError(
+                .unknownFormat,
+                "it has the marks of two formats, \(first.name) and \(driver.name), and a guest may have made it look "
+                    + "so: say with --format which it is", image: storage.name)
         }
-        return nil
+        return found
     }
 }

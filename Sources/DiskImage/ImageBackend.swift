@@ -36,8 +36,10 @@ public protocol ImageBackend: AnyObject, Sendable {
     /// Makes the image ready for changes: unclean marks, content identifiers. Called once, before the first change.
     func beginWriting() throws(DiskError)
 
-    /// Finds space, in one piece, for the blocks of a range that lies in unallocated blocks: at least for the one with
-    /// the range's first byte, at most for all. The reservation covers whole blocks.
+    /// Finds space, in one piece, for the blocks of a range that is not data: at least for the one with the range's
+    /// first byte, at most for all. The reservation covers whole blocks; of a format that notes for parts of a block
+    /// whether the image holds them (sector bitmaps), it covers whole such parts, in a block that may be there already.
+    /// Where bytes are ``Extent/Kind/frozen``, it may be their own place.
     func reserve(offset: UInt64, length: UInt64) throws(DiskError) -> Reservation
 
     /// The reserved space has been written: point to it. What is durable when is ``flush()``'s business.

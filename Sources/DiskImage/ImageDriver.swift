@@ -50,10 +50,12 @@ public struct OpenRequest: Sendable {
     public let companions: any CompanionOpener
     /// Whether the image may be taken over as it is although it was not closed cleanly (its checker opens it).
     public let skipsConsistencyChecks: Bool
+    /// What one format alone understands, by name (`vhd-size`); the others do not look at it.
+    public let formatOptions: [String: String]
 
     public init(
         storage: any Storage, path: String, mode: OpenMode, cache: TableCache, companions: any CompanionOpener,
-        skipsConsistencyChecks: Bool = false
+        skipsConsistencyChecks: Bool = false, formatOptions: [String: String] = [:]
     ) {
         self.storage = storage
         self.path = path
@@ -61,6 +63,7 @@ public struct OpenRequest: Sendable {
         self.cache = cache
         self.companions = companions
         self.skipsConsistencyChecks = skipsConsistencyChecks
+        self.formatOptions = formatOptions
     }
 
     /// Whether files are opened for writing.
@@ -112,6 +115,10 @@ public struct CreateRequest: Sendable {
     public struct ParentDescription: Sendable {
         /// The path as the child shall name it.
         public var path: String
+        /// The path from the child's folder, with `..` where it must; ``path`` if that is not known.
+        public var relativePath: String
+        /// The whole path, with all links resolved; ``path`` if that is not known.
+        public var absolutePath: String
         public var format: String
         public var identity: ImageIdentity
         /// The size of its disk in bytes.
@@ -120,9 +127,12 @@ public struct CreateRequest: Sendable {
         public var modified: Int64?
 
         public init(
-            path: String, format: String, identity: ImageIdentity, virtualSize: UInt64 = 0, modified: Int64? = nil
+            path: String, relativePath: String? = nil, absolutePath: String? = nil, format: String,
+            identity: ImageIdentity, virtualSize: UInt64 = 0, modified: Int64? = nil
         ) {
             self.path = path
+            self.relativePath = relativePath ?? path
+            self.absolutePath = absolutePath ?? path
             self.format = format
             self.identity = identity
             self.virtualSize = virtualSize

@@ -3,9 +3,10 @@
 ///
 /// Not copyable, so that one is neither forgotten nor used twice.
 public struct Reservation: ~Copyable, Sendable {
-    /// The first byte of the disk it is for: the beginning of a block.
+    /// The first byte of the disk it is for: the beginning of a block, or of a smaller unit of which the format notes
+    /// whether the image holds it.
     public let offset: UInt64
-    /// How many bytes of the disk it is for, to the end of the last block or of the disk.
+    /// How many bytes of the disk it is for, to the end of the last such unit or of the disk.
     public let length: UInt64
     /// Which of the image's storages the bytes go to.
     public let storage: UInt16

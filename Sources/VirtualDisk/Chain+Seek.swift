@@ -143,7 +143,7 @@ extension Chain {
                 case .zero: if search.wantsData { position = next }
                 case .encoded: if !search.wantsData { position = next }
                 case .absent: position = try find(position..<next, from: first + 1, &search)
-                case .data: position += try find(in: extent, of: layer, first, &search)
+                case .data, .frozen: position += try find(in: extent, of: layer, first, &search)
                 }
                 if position < next { return position }
             }

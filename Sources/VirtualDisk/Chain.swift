@@ -73,7 +73,7 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
             let extent = batch[number]
             let part = buffer.slice(done, Int(min(extent.length, UInt64(buffer.count - done))))
             switch extent.kind {
-            case .data: try layer.read(extent.storage, into: part, at: extent.fileOffset, for: .guestData)
+            case .data, .frozen: try layer.read(extent.storage, into: part, at: extent.fileOffset, for: .guestData)
             case .zero: part.zero()
             case .absent:
                 let position = offset + UInt64(done)
@@ -120,7 +120,7 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
             for number in 0..<batch.count {
                 let extent = batch[number]
                 switch extent.kind {
-                case .data, .encoded: return false
+                case .data, .encoded, .frozen: return false
                 case .zero: break
                 case .absent: if try !isKnownZero(position, extent.length, from: first + 1) { return false }
                 }

@@ -95,7 +95,7 @@ extension Disk {
 
     private func edgeIsZero(_ range: Range<UInt64>, _ kind: Extent.Kind) throws(DiskError) -> Bool {
         if range.isEmpty || kind == .zero { return true }
-        if kind == .encoded { return false }
+        if kind == .encoded || kind == .frozen { return false }
         return try chain.isKnownZero(range.lowerBound, range.upperBound - range.lowerBound, from: 1)
     }
 

@@ -43,8 +43,11 @@ extension Disk {
             batch.removeAll()
             try top.map(position, end - position, into: &batch)
             let extent = batch[0]
-            let part = min(extent.length, end - position)
-            if extent.kind != .zero { try discardBlocks(position, part, extent.kind) }
+            // The blocks that are of this kind as a whole; else one of which parts are, which counts as held.
+            let whole = extent.length < end - position ? extent.length & ~(blockSize - 1) : end - position
+            let part = whole > 0 ? whole : min(blockSize, end - position)
+            let kind = whole > 0 ? extent.kind : .data
+            if kind != .zero { try discardBlocks(position, part, kind) }
             position += part
         }
     }
@@ -78,7 +81,7 @@ extension Disk {
                     throw DiskError(.readOnly, "this part of the disk is read-only", image: handle.storage.name)
                 }
                 try handle.discard(extent.fileOffset..<extent.fileOffset + part, for: .guestData)
-            case .absent, .encoded:
+            case .absent, .encoded, .frozen:
                 let isZeroBelow = extent.kind == .absent ? try chain.isKnownZero(position, part, from: 1) : false
                 if !isZeroBelow { try writeZerosAllocating(position, part) }
             }

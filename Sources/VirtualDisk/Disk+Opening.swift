@@ -68,7 +68,9 @@ struct ChainOpener {
     func openLayer(
         _ driver: any ImageDriver, _ storage: any Storage, _ path: String, _ mode: OpenMode, shownAs name: String
     ) throws(DiskError) -> Layer {
-        let request = OpenRequest(storage: storage, path: path, mode: mode, cache: cache, companions: finder)
+        let request = OpenRequest(
+            storage: storage, path: path, mode: mode, cache: cache, companions: finder,
+            formatOptions: options.formatOptions)
         do throws(DiskError) {
             return Layer(try driver.open(request), path: name)
         } catch {

@@ -87,7 +87,7 @@ extension Chain {
                 case .zero:
                     wantsMore = try body(
                         DiskExtent(offset: position, length: extent.length, source: .zero(layer: first)))
-                case .data:
+                case .data, .frozen:
                     let file = layer.storage(extent.storage).storage.name
                     let source = DiskExtent.Source.data(layer: first, file: file, offset: extent.fileOffset)
                     wantsMore = try body(DiskExtent(offset: position, length: extent.length, source: source))

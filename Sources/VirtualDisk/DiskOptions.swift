@@ -6,6 +6,8 @@ public struct DiskOptions: Sendable {
     public var isWritable: Bool
     /// The top image's format; nil: detected.
     public var format: String?
+    /// What one format alone understands, for all images of the chain, by name: `vhd-size` (`chs` or `current`).
+    public var formatOptions: [String: String] = [:]
     /// Folders from which parents and extents may come, besides those of the images that name them.
     public var allowedFolders: [String]
     /// The memory for cached mapping tables in bytes.

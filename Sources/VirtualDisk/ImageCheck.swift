@@ -14,7 +14,8 @@ public enum ImageCheck {
         let file = try opener.finder.open(path, isWritable: repair)
         let driver = try opener.driver(for: file.storage, path: path, mode: .readOnly)
         let request = OpenRequest(
-            storage: file.storage, path: file.path, mode: mode, cache: opener.cache, companions: opener.finder)
+            storage: file.storage, path: file.path, mode: mode, cache: opener.cache, companions: opener.finder,
+            formatOptions: options.formatOptions)
         do throws(DiskError) {
             return try driver.check(request, repair: repair)
         } catch {

@@ -23,6 +23,8 @@ public struct NewImage: Sendable {
     public var uuid: DiskUUID?
     /// What the format alone understands.
     public var options: [String: String] = [:]
+    /// How the parent and those below it are opened: ``DiskOptions/formatOptions``.
+    public var parentOptions: [String: String] = [:]
     /// Folders from which the parent's own parents may come.
     public var allowedFolders: [String] = []
 
@@ -56,6 +58,7 @@ public struct NewImage: Sendable {
     private func openParent(_ parent: String) throws(DiskError) -> [Layer] {
         var options = DiskOptions(format: parentFormat, allowedFolders: allowedFolders)
         options.locksImages = false
+        options.formatOptions = parentOptions
         return try ChainOpener(options: options).open(parent, mode: .readOnly, withParents: true)
     }
 
@@ -71,8 +74,18 @@ public struct NewImage: Sendable {
         var stored = real
         if stored.removePrefix(folder) == false { stored = real }
         return CreateRequest.ParentDescription(
-            path: stored.string, format: parent.backend.format, identity: parent.backend.identity,
+            path: stored.string, relativePath: relative(real, to: folder), absolutePath: real.string,
+            format: parent.backend.format, identity: parent.backend.identity,
             virtualSize: parent.backend.virtualSize, modified: try? parent.backend.modificationTime())
+    }
+
+    /// The way to a file from a folder; both are whole paths.
+    private static func relative(_ file: FilePath, to folder: FilePath) -> String {
+        let steps = Array(folder.components)
+        let names = Array(file.components)
+        let common = zip(steps, names.dropLast()).prefix { $0 == $1 }.count
+        let up = Array(repeating: "..", count: steps.count - common)
+        return (up + names.dropFirst(common).map(\.string)).joined(separator: "/")
     }
 
     private func driver(parentFormat: String?) throws(DiskError) -> any ImageDriver {
