@@ -6,6 +6,7 @@ public enum Formats {
     public static let all = FormatRegistry([
         VMDKDriver(),
         QEDDriver(),
+        VHDDriver(),
         OverlayDriver(),
         RawDriver(),
     ])

@@ -1,0 +1,210 @@
+internal import DiskImage
+internal import DiskStorage
+
+/// The file of a dynamic or differencing image that is open for writing: takes space for blocks, and keeps a footer at
+/// the file's end at every instant.
+///
+/// Blocks go where the footer is. So before one does, a footer is written further on and made durable: far enough that
+/// it need not be done again soon. Until the image is closed the file is longer (with a hole) than what it holds; then
+/// the footer is written right behind the last block, and the file cut off behind it.
+final class VHDFile: Sendable {
+    let handle: StorageHandle
+    /// Where the next block may begin.
+    let end: FileEndCell
+    private let footer: [UInt8]
+    private let blockSize: UInt64
+    private let bitmapSize: UInt64
+    private let space: Locked<Space>
+
+    private struct Space {
+        /// Blocks that were given up, usable now, by where their bitmaps lie.
+        var free: FreeBlocks
+        /// Blocks that were given up since the last flush began: their old entries may still be on the disk.
+        var givenUp: FreeBlocks
+        /// Where the last footer of the file lies: blocks lie before it.
+        var footerOffset: UInt64
+        /// Blocks that the disk has and the image not, at most.
+        var missingBlocks: UInt64
+        /// Whether the footer is not where it belongs when the image is closed.
+        var isFooterAhead: Bool
+        var hasGivenUp = false
+        /// Whether anything was changed.
+        var hasBegun = false
+    }
+
+    /// Blocks' data lies at multiples of this, as XenServer lays them out: a file system's page.
+    static let alignment: UInt64 = 4096
+    /// Sectors that the table can number: all ones is none.
+    private static let sectorLimit: UInt64 = 0xffff_ffff
+    /// How far the footer is put ahead: as much again as the file has, within these limits.
+    private static let aheadLimits: ClosedRange<UInt64> = 256 << 20...16 << 30
+
+    /// The last footer lies at `footerOffset`; the file is in use up to `end`, and from there on reads as zeros.
+    init(
+        handle: StorageHandle, structure: VHDStructure, end: FileEndCell, footerOffset: UInt64, allocatedBlocks: UInt64,
+        isFooterAhead: Bool
+    ) {
+        self.handle = handle
+        self.end = end
+        footer = structure.footerBytes
+        blockSize = structure.blockSize
+        bitmapSize = structure.bitmapSize
+        let none = FreeBlocks(blockSize: Self.slotSize(structure))
+        space = Locked(
+            Space(
+                free: none, givenUp: none, footerOffset: footerOffset,
+                missingBlocks: structure.blockCount - min(structure.blockCount, allocatedBlocks),
+                isFooterAhead: isFooterAhead))
+    }
+
+    /// The bytes from one block to the next, where blocks follow each other.
+    static func slotSize(_ structure: VHDStructure) -> UInt64 {
+        (structure.bitmapSize + alignment - 1) / alignment * alignment + structure.blockSize
+    }
+
+    private var slotSize: UInt64 { (bitmapSize + Self.alignment - 1) / Self.alignment * Self.alignment + blockSize }
+    private var isDevice: Bool { handle.storage.traits.hasFixedLength }
+
+    // MARK: - Footers
+
+    /// Writes a footer where it is missing or damaged, before the first change.
+    func begin(restoring damages: [VHDDamage]) throws(DiskError) {
+        try space.withLock { (space) throws(DiskError) in
+            for damage in damages {
+                switch damage.part {
+                case .endFooter: try handle.storage.write(footer, at: space.footerOffset, for: .footer)
+                case .footerCopy: try handle.storage.write(footer, at: 0, for: .header)
+                case .dynamicHeader: continue
+                }
+            }
+            if !damages.isEmpty { try handle.storage.flush() }
+            space.hasBegun = true
+        }
+    }
+
+    /// Puts a footer further on, so that blocks may lie up to `needed`.
+    private func moveFooter(_ space: inout Space, behind needed: UInt64) throws(DiskError) {
+        guard !isDevice else { throw full("the device is full") }
+        // More than the blocks that are missing the file never needs.
+        let all = needed + (max(1, space.missingBlocks) - 1) * slotSize
+        let ahead = min(max(end.value, Self.aheadLimits.lowerBound), Self.aheadLimits.upperBound)
+        let far = max(needed, min(all, needed + ahead) & ~511)
+        do throws(DiskError) {
+            try placeFooter(&space, at: far)
+        } catch {
+            // A file system without holes in files, or a limit on their length: then no further than it must. (If it is
+            // less than a megabyte that is too much, so is everything.)
+            let isFar = far - needed >= 1 << 20
+            guard isFar, [27, 28, 122].contains(error.errno) else { throw error }  // EFBIG, ENOSPC, EDQUOT
+            try placeFooter(&space, at: needed)
+        }
+    }
+
+    private func placeFooter(_ space: inout Space, at offset: UInt64) throws(DiskError) {
+        let storage = handle.storage
+        let length = try storage.length()
+        // A former attempt that failed half-way may have left a footer that is further on.
+        let leftover = length > space.footerOffset + UInt64(footer.count) ? length - UInt64(footer.count) : nil
+        var target = offset
+        if let leftover, leftover % 512 == 0, leftover > offset { target = leftover }
+        do throws(DiskError) {
+            try storage.write(footer, at: target, for: .footer)
+            try storage.flush()
+        } catch {
+            if let now = try? storage.length(), now > length { try? storage.setLength(length) }
+            throw error
+        }
+        // Only now nobody needs the old one: what blocks are put over reads as zeros.
+        for old in [space.footerOffset, leftover ?? target] where old < target {
+            let zeros = [UInt8](repeating: 0, count: Int(min(UInt64(footer.count), target - old)))
+            try storage.write(zeros, at: old, for: .footer)
+        }
+        handle.noteWrite()
+        space.footerOffset = target
+        space.isFooterAhead = true
+    }
+
+    /// Cuts the file off behind what is in use, `usedEnd`, with the footer there; everything else is durable.
+    func close(usedEnd: UInt64) throws(DiskError) {
+        try space.withLock { (space) throws(DiskError) in
+            guard !isDevice, space.hasBegun, space.isFooterAhead || space.hasGivenUp,
+                let place = usedEnd.alignedUp(to: 512)
+            else {
+                return
+            }
+            if place < space.footerOffset {
+                guard place + UInt64(footer.count) <= space.footerOffset else { return }
+                do throws(DiskError) {
+                    try handle.storage.write(footer, at: place, for: .footer)
+                } catch {
+                    // On a full file system the file stays as long as it is, with the footer that it has.
+                    if [28, 122].contains(error.errno) { return }  // ENOSPC, EDQUOT
+                    throw error
+                }
+                try handle.storage.flush()
+                space.footerOffset = place
+            }
+            try handle.storage.setLength(space.footerOffset + UInt64(footer.count))
+            try handle.storage.flush()
+            space.isFooterAhead = false
+        }
+    }
+
+    /// Whether blocks were given up, so that the last one of the file may be another than the last one taken.
+    var hasGivenUp: Bool { space.withLock { $0.hasGivenUp } }
+
+    // MARK: - Space
+
+    /// Space for a block: where its bitmap begins, and whether its data reads as zeros.
+    func takeBlock() throws(DiskError) -> (start: UInt64, isZero: Bool) {
+        try space.withLock { (space) throws(DiskError) in
+            if let run = space.free.take(1) { return (run.offset, run.isZero) }
+            guard let data = (end.value + bitmapSize).alignedUp(to: Self.alignment),
+                (data - bitmapSize) / 512 < Self.sectorLimit
+            else { throw full("the image is full: its table's sector numbers reach no further than 2 TiB") }
+            if data + blockSize > space.footerOffset { try moveFooter(&space, behind: data + blockSize) }
+            end.value = data + blockSize
+            if space.missingBlocks > 0 { space.missingBlocks -= 1 }
+            return (data - bitmapSize, !isDevice)
+        }
+    }
+
+    private func full(_ message: String) -> DiskError {
+        DiskError(.system, message, image: handle.storage.name, errno: 28)  // ENOSPC
+    }
+
+    /// Takes back a block that was not used; it may hold anything.
+    func putBack(_ start: UInt64) { space.withLock { $0.free.add(start, isZero: false) } }
+
+    /// Gives up a block whose entry was just removed: its space goes back to the file system, and to us after a flush.
+    func giveUp(_ start: UInt64) throws(DiskError) {
+        try zero(start)
+        space.withLock { space in
+            space.givenUp.add(start, isZero: true)
+            space.hasGivenUp = true
+        }
+    }
+
+    /// Makes the data of a block zeros, and gives its space back.
+    func zero(_ start: UInt64) throws(DiskError) {
+        let data = start + bitmapSize
+        // (A file that is cut short by a part of its last block does not grow by this.)
+        try handle.discard(data..<max(data, min(data + blockSize, end.value)), for: .guestData)
+    }
+
+    /// The blocks that were given up before a flush begins.
+    func beginFlush() -> FreeBlocks {
+        space.withLock { space in
+            defer { space.givenUp = FreeBlocks(blockSize: slotSize) }
+            return space.givenUp
+        }
+    }
+
+    /// After the flush: nothing on the disk points to those blocks any more (or, if it failed, perhaps still).
+    func endFlush(_ givenUp: FreeBlocks, succeeded: Bool) {
+        guard !givenUp.isEmpty else { return }
+        space.withLock { space in
+            if succeeded { space.free.add(givenUp) } else { space.givenUp.add(givenUp) }
+        }
+    }
+}
