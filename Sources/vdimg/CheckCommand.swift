@@ -25,12 +25,13 @@ struct CheckCommand: ParsableCommand {
     func run() throws {
         var reports: [(String, CheckReport)] = []
         try reportingErrors { () throws(DiskError) in
-            let options = DiskOptions(isWritable: repair, format: image.format, allowedFolders: image.allowedFolders)
+            let options = image.diskOptions(isWritable: repair)
             reports.append((path, try ImageCheck.run(path, options: options, repair: repair)))
             guard chain else { return }
-            let readOnly = DiskOptions(format: image.format, allowedFolders: image.allowedFolders)
+            let readOnly = image.diskOptions()
             for parent in try ImageInformation.read(path, options: readOnly, wholeChain: true).dropFirst() {
-                let options = DiskOptions(format: parent.format, allowedFolders: image.allowedFolders)
+                var options = readOnly
+                options.format = parent.format
                 reports.append((parent.path, try ImageCheck.run(parent.path, options: options)))
             }
         }

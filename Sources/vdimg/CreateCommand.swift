@@ -35,10 +35,12 @@ struct CreateCommand: ParsableCommand {
             "The parent's own parents and extents may also come from DIR (repeatable).", valueName: "DIR"),
         completion: .directory)
     var allowedFolders: [String] = []
+    @OptionGroup var openOptions: FormatOptions
     @Flag(help: "Say nothing on success.") var quiet = false
     @Argument(help: "The new image.", completion: .file()) var path: String
 
     func validate() throws {
+        try openOptions.validate()
         let needsSize = variant != "full-device" && variant != "partitioned-device"
         if size == nil, parent == nil, needsSize { throw ValidationError("give the disk's --size, or a --parent") }
         if let uuid, DiskUUID(uuid) == nil { throw ValidationError("'\(uuid)' is not a UUID") }
@@ -59,6 +61,7 @@ struct CreateCommand: ParsableCommand {
             image.comment = comment
             image.uuid = uuid.flatMap { DiskUUID($0) }
             image.allowedFolders = allowedFolders
+            image.parentOptions = openOptions.values
             for option in formatOptions {
                 let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
                 image.options[String(parts[0])] = String(parts[1])

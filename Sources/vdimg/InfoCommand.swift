@@ -18,8 +18,7 @@ struct InfoCommand: ParsableCommand {
 
     func run() throws {
         try reportingErrors { () throws(DiskError) in
-            let options = DiskOptions(format: image.format, allowedFolders: image.allowedFolders)
-            let images = try ImageInformation.read(path, options: options, wholeChain: chain)
+            let images = try ImageInformation.read(path, options: image.diskOptions(), wholeChain: chain)
             if json {
                 do { try print(jsonText(images.map(ImageRecord.init))) } catch { throw DiskError(.system, "\(error)") }
                 return

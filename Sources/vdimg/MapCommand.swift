@@ -14,8 +14,7 @@ struct MapCommand: ParsableCommand {
 
     func run() throws {
         try reportingErrors { () throws(DiskError) in
-            let disk = try Disk.open(
-                path, options: DiskOptions(format: image.format, allowedFolders: image.allowedFolders))
+            let disk = try Disk.open(path, options: image.diskOptions())
             if json { return try showJSON(disk) }
             print(row("offset", "length", "layer", "where"))
             try disk.forEachExtent(offset: 0, length: disk.size) { extent in

@@ -2,6 +2,7 @@ import ArgumentParser
 import CommandSupport
 import DiskStorage
 import Glibc
+import VirtualDisk
 
 /// `vdimg`: creates, inspects and checks images.
 @main
@@ -43,6 +44,35 @@ struct ImageOptions: ParsableArguments {
         help: ArgumentHelp("Parents and extents may also come from DIR (repeatable).", valueName: "DIR"),
         completion: .directory)
     var allowedFolders: [String] = []
+
+    @OptionGroup var formatOptions: FormatOptions
+
+    func validate() throws { try formatOptions.validate() }
+
+    /// How the image is opened.
+    func diskOptions(isWritable: Bool = false) -> DiskOptions {
+        var options = DiskOptions(isWritable: isWritable, format: format, allowedFolders: allowedFolders)
+        options.formatOptions = formatOptions.values
+        return options
+    }
+}
+
+/// What one format alone understands, when images are opened.
+struct FormatOptions: ParsableArguments {
+    @Option(
+        name: .customLong("vhd-size"),
+        help: ArgumentHelp(
+            "The size of VHDs: chs (geometry) or current; told by their creator if not given.", valueName: "RULE"),
+        completion: .list(["chs", "current"]))
+    var vhdSize: String?
+
+    func validate() throws {
+        if let vhdSize, !["chs", "current"].contains(vhdSize) {
+            throw ValidationError("--vhd-size takes chs or current, not '\(vhdSize)'")
+        }
+    }
+
+    var values: [String: String] { vhdSize.map { ["vhd-size": $0] } ?? [:] }
 }
 
 /// Runs a command's work; an error becomes one line on standard error and exit status 1.

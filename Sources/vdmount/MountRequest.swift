@@ -6,6 +6,8 @@ import VirtualDisk
 struct MountRequest {
     var isWritable = false
     var format: String?
+    /// Which of a VHD's sizes counts: `chs` or `current`.
+    var vhdSize: String?
     var allowedFolders: [String] = []
     var isForeground = false
     /// Whether the daemon gives up what it does not need once it serves.
@@ -58,6 +60,7 @@ struct MountRequest {
             if let value { partition = Int(try number(value, name, radix: 10)) }
         case "overlay-dir": overlayFolder = try required(value, name)
         case "format": format = try required(value, name)
+        case "vhd-size": vhdSize = try required(value, name)
         case "allow-dir": allowedFolders.append(try required(value, name))
         case "log-level": logLevel = try required(value, name)
         case "log-file": logFile = try required(value, name)
@@ -96,6 +99,7 @@ struct MountRequest {
             if let value { words += ["--\(name)", value] }
         }
         add("format", format)
+        add("vhd-size", vhdSize)
         for folder in allowedFolders { add("allow-dir", folder) }
         add("log-level", logLevel)
         add("log-file", logFile)

@@ -57,6 +57,7 @@ struct RunningMount {
         options.overlay = request.overlay
         // The session does it: a timer of the disk's would be a thread before the process is confined.
         options.lazyFlushInterval = 0
+        if let rule = request.vhdSize { options.formatOptions["vhd-size"] = rule }
         if let size = request.tableCacheSize { options.tableCacheSize = Int(clamping: size) }
         return options
     }

@@ -76,6 +76,13 @@ struct VDMount: ParsableCommand {
     var format: String?
 
     @Option(
+        name: .customLong("vhd-size"),
+        help: ArgumentHelp(
+            "The size of VHDs: chs (geometry) or current; told by their creator if not given.", valueName: "RULE"),
+        completion: .list(["chs", "current"]))
+    var vhdSize: String?
+
+    @Option(
         name: .customLong("allow-dir"),
         help: ArgumentHelp("Parents and extents may also come from DIR (repeatable).", valueName: "DIR"),
         completion: .directory)
@@ -138,6 +145,10 @@ struct VDMount: ParsableCommand {
         if isWritable || request.hasOverlay { request.isWritable = true }
         if request.overlayFile?.isEmpty == true { throw ValidationError("--overlay= needs a file") }
         request.format = format ?? request.format
+        request.vhdSize = vhdSize ?? request.vhdSize
+        if let rule = request.vhdSize, !["chs", "current"].contains(rule) {
+            throw ValidationError("--vhd-size takes chs or current, not '\(rule)'")
+        }
         request.allowedFolders += allowedFolders
         request.tableCacheSize = tableCache?.bytes ?? request.tableCacheSize
         request.maximumLanes = lanes ?? request.maximumLanes
