@@ -18,7 +18,7 @@ SWIFT_MINIMUM := 6.2
 PACKAGES := \
     make gcc g++ pkg-config git ca-certificates \
     libfuse3-dev fuse3 libseccomp-dev libdeflate-dev \
-    qemu-utils qemu-system-common libvmdk-utils \
+    qemu-utils qemu-system-common libvmdk-utils libvhdi-utils \
     fdisk parted gdisk btrfs-progs dosfstools exfatprogs f2fs-tools ntfs-3g cryptsetup-bin genisoimage squashfs-tools \
     fio e2fsprogs xfsprogs mount util-linux procps strace python3 xz-utils systemd
 
