@@ -86,6 +86,46 @@ def qed(folder):
                     seed(folder, f"{name}-unclean-{how}", how, bytes(made), content)
 
 
+def vhds(folder):
+    """VHDs by qemu-img, and differencing ones (which it cannot make) by the tables in Sources/DiskFormats/VHD; the
+    fuzzer puts the checksums in."""
+    with tempfile.TemporaryDirectory() as work:
+        raw, path = os.path.join(work, "raw"), os.path.join(work, "a.vhd")
+        with open(raw, "wb") as file:
+            file.write(b"\x11" * 70000 + b"\0" * 60000 + os.urandom(3000))
+            file.truncate(139264)
+        for subformat in ["dynamic", "fixed"]:
+            subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", f"subformat={subformat}", raw, path],
+                           check=True)
+            image = open(path, "rb").read()
+            if subformat == "dynamic":
+                # Blocks of 2 MiB are more than a fuzzer wants to copy: the file may end before theirs does.
+                image = image[:1536 + 512 + 512 + 139264]
+            for how in (0, 1, 5, 7):
+                seed(folder, f"vhd-{subformat}-{how}", how, image)
+    for block, size in ((4096, 40 << 10), (16 << 10, 100 << 10), (64 << 10, 64 << 10)):
+        count = -(-size // block)
+        table = bytearray(b"\xff" * (-(-count * 4 // 512) * 512))
+        first = 1536 + len(table) + 512
+        blocks = b""
+        for number in range(0, count, 2):
+            struct.pack_into(">I", table, number * 4, (first + len(blocks)) // 512)
+            blocks += bytes([0x3c, 0xff, 0, 1]).ljust(512, b"\0") + b"\x44" * block
+        footer = bytearray(512)
+        struct.pack_into(">8sIIQI4sI4sQQHBBI", footer, 0, b"conectix", 2, 0x10000, 512, 1, b"win ", 1, b"Wi2k", size, size,
+                         4, 4, 17, 4)
+        footer[68:84] = os.urandom(16)
+        header = bytearray(1024)
+        struct.pack_into(">8sQQIII", header, 0, b"cxsparse", (1 << 64) - 1, 1536, 0x10000, count, block)
+        name = "b.vmdk"
+        header[64:64 + 2 * len(name)] = name.encode("utf-16-be")
+        locator = (".\\" + name).encode("utf-16-le")
+        struct.pack_into(">4sIIIQ", header, 576, b"W2ru", 512, len(locator), 0, 1536 + len(table))
+        image = bytes(footer + header + table) + locator.ljust(512, b"\0") + blocks + bytes(footer)
+        for how in (0, 1, 3, 5, 7):
+            seed(folder, f"vhd-child-{block >> 10}-{how}", how, image, b"\x22" * size)
+
+
 SECTOR = 512
 TABLES = {
     "gpt": (["sfdisk", "-q", "DISK"], "label: gpt\nsize=10M,type=U\nsize=5M,name=two\n"),
@@ -145,5 +185,5 @@ def partitions(folder):
 
 if __name__ == "__main__":
     os.makedirs(sys.argv[2], exist_ok=True)
-    for make in {"fuzz": [images, overlays, qed], "fuzz-partitions": [partitions]}[sys.argv[1]]:
+    for make in {"fuzz": [images, overlays, qed, vhds], "fuzz-partitions": [partitions]}[sys.argv[1]]:
         make(sys.argv[2])

@@ -14,7 +14,7 @@ public func fuzzOneInput(_ data: UnsafePointer<UInt8>, _ count: Int) -> CInt {
     guard input.count > 5 else { return 0 }
     let split = input[1..<5].reversed().reduce(0) { $0 << 8 | Int($1) }
     let rest = input.dropFirst(5)
-    let image = withOverlayChecksum(Array(rest.prefix(split)))
+    let image = withVHDChecksums(withOverlayChecksum(Array(rest.prefix(split))))
     Trial(how: input[0], image: image, other: Array(rest.dropFirst(split))).run()
     return 0
 }
@@ -30,6 +30,23 @@ func withOverlayChecksum(_ image: [UInt8]) -> [UInt8] {
     var image = image
     for index in 0..<4 { image[4092 + index] = UInt8(truncatingIfNeeded: ~sum >> UInt32(index * 8)) }
     return image
+}
+
+/// The same for a VHD: its footer, the copy, and the header that follows that.
+func withVHDChecksums(_ image: [UInt8]) -> [UInt8] {
+    guard image.count >= 1536 else { return image }
+    var result = image
+    let structures = [
+        (0, 512, 64, "conectix"), (image.count - 512, 512, 64, "conectix"), (512, 1024, 36, "cxsparse"),
+    ]
+    for (start, count, place, cookie) in structures where image[start...].starts(with: cookie.utf8) {
+        for index in 0..<4 { result[start + place + index] = 0 }
+        let sum = ~result[start..<start + count].reduce(UInt32(0)) { $0 &+ UInt32($1) }
+        for index in 0..<4 {
+            result[start + place + index] = UInt8(truncatingIfNeeded: sum >> UInt32(24 - 8 * index))
+        }
+    }
+    return result
 }
 
 /// One input.
