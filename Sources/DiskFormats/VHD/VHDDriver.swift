@@ -5,7 +5,7 @@ internal import DiskStorage
 struct VHDDriver: ImageDriver {
     let name = "vhd"
     let title = "Microsoft virtual hard disk"
-    let fileExtensions = ["vhd", "avhd", "vpc"]
+    let fileExtensions = ["vhd", "avhd"]
     let capabilities: FormatCapabilities = [
         .read, .write, .createFixed, .createDynamic, .differencing, .discard, .check,
     ]
