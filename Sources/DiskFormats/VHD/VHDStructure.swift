@@ -152,7 +152,8 @@ extension VHDStructure {
     }
 
     var parentLink: ParentLink? {
-        isDifferencing ? ParentLink(paths: parentPaths, uuid: parentUUID) : nil
+        isDifferencing
+            ? ParentLink(paths: parentPaths, uuid: parentUUID, mustBeRecognized: parentUUID == nil) : nil
     }
 
     /// The parent must have the UUID that the child records. Its time stamp is not compared: programs disagree on what
