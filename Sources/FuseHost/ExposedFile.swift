@@ -3,7 +3,8 @@ import Synchronization
 
 /// One file of a mount. A subclass says where its bytes come from.
 ///
-/// All functions are called on lanes, several at once, and answer 0 or an errno value. The size never changes.
+/// All functions are called on lanes, several at once, and answer 0 or an errno value. The size of a stable file never
+/// changes.
 /// `read` and `write` are the hot path: they get ranges that lie inside the file and at most
 /// ``MountSession/maximumTransfer`` bytes, in page-aligned memory of the lane, and should neither allocate nor count
 /// references.
@@ -12,7 +13,7 @@ open class ExposedFile: @unchecked Sendable {
     /// The name in the mounted folder; of no meaning where the mountpoint is a file.
     public let name: String
     /// Size in bytes.
-    public final let size: UInt64
+    public final var size: UInt64 { currentSize.load(ordering: .relaxed) }
     /// Whether openers may write.
     public final let isWritable: Bool
     /// Permission bits, such as 0o600.
@@ -25,6 +26,7 @@ open class ExposedFile: @unchecked Sendable {
 
     let readBytes = TrafficCounter()
     let writtenBytes = TrafficCounter()
+    private let currentSize: Atomic<UInt64>
     private let written = Atomic<Bool>(false)
     private let modifiedNanoseconds: Atomic<Int64>
 
@@ -34,7 +36,7 @@ open class ExposedFile: @unchecked Sendable {
         modified: Int64, isStable: Bool = true
     ) {
         self.name = name
-        self.size = size
+        currentSize = Atomic(size)
         self.isWritable = isWritable
         self.mode = mode & 0o777
         self.owner = owner
@@ -88,6 +90,9 @@ open class ExposedFile: @unchecked Sendable {
         case found(UInt64)
         case failed(Int32)
     }
+
+    /// Gives a file that is not stable another size, while nobody has it open.
+    public final func resize(to size: UInt64) { currentSize.store(size, ordering: .relaxed) }
 
     /// Notes that the content changed; the time is taken when somebody asks for it.
     final func noteWrite() {

@@ -100,6 +100,7 @@ public enum MountShape: Sendable {
         let modified: Int64
         if let file = file(inode: inode) {
             answer.mode = UInt32(S_IFREG) | file.mode
+            if !file.isStable { answer.valid_seconds = 0 }
             answer.size = file.size
             answer.allocated = file.allocatedBytes
             answer.owner = file.owner

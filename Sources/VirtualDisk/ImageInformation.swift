@@ -75,8 +75,10 @@ extension Disk {
     /// Bytes of mapping tables that are in memory, and of those that hold changes which no file has yet.
     public var tableCacheUse: (cached: Int, dirty: Int) { cache.use }
 
-    /// Path and format of each image, the top one first.
-    public var layers: [(path: String, format: String)] { chain.layers.map { ($0.path, $0.backend.format) } }
+    /// Where each image really is, and its format; the top one first.
+    public var layers: [(path: String, format: String)] {
+        chain.layers.map { ($0.backend.files.first ?? $0.path, $0.backend.format) }
+    }
 
     /// When the top image was last changed, in nanoseconds since 1970; 0 where its storage does not know.
     public var modificationTime: Int64 {

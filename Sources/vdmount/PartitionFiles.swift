@@ -1,4 +1,3 @@
-import CommandSupport
 import DiskPartitions
 import DiskStorage
 import Dispatch
@@ -19,6 +18,7 @@ final class PartitionFiles: @unchecked Sendable {
     private var session: MountSession?
     private var files: [DiskFile] = []
     private var table: PartitionTable?
+    private var information: InformationFile?
 
     /// `disk.raw`.
     private(set) var whole: DiskFile?
@@ -58,8 +58,9 @@ final class PartitionFiles: @unchecked Sendable {
     /// No file comes or goes any more.
     func end() { queue.sync { session = nil } }
 
+    /// When fsync(2) or close(2) of what wrote the table returns, its files are there.
     private func readAgain() {
-        queue.async { [self] in
+        queue.sync {
             if let warning = read() { logger.warning("\(warning)") }
         }
     }
@@ -81,31 +82,10 @@ final class PartitionFiles: @unchecked Sendable {
         files = found.partitions.map { partition in
             files.first { $0.partition == partition } ?? makeFile(partition, views)
         }
-        session.list([whole] + files + [information(found)])
+        let information = self.information ?? InformationFile(disk, found, like: whole)
+        information.table = found
+        self.information = information
+        session.list([whole] + files + [information])
         return warning
-    }
-
-    private func information(_ table: PartitionTable) -> ExposedFile {
-        let text = (try? jsonText(DiskInformation(disk, table))) ?? "{}"
-        return TextFile("info.json", text + "\n", like: whole)
-    }
-}
-
-/// A file with a text that does not change.
-private final class TextFile: ExposedFile, @unchecked Sendable {  // constants
-    private let bytes: [UInt8]
-
-    /// With owner and readers of another file.
-    init(_ name: String, _ text: String, like other: ExposedFile?) {
-        bytes = Array(text.utf8)
-        super.init(
-            name: name, size: UInt64(bytes.count), isWritable: false, mode: (other?.mode ?? 0o400) & 0o444,
-            owner: other?.owner ?? 0, group: other?.group ?? 0, modified: other?.modified ?? 0)
-    }
-
-    override func read(into buffer: UnsafeMutableRawBufferPointer, at offset: UInt64) -> Int32 {
-        // The range lies inside the file.
-        unsafe buffer.copyBytes(from: bytes[Int(offset)..<Int(offset) + buffer.count])
-        return 0
     }
 }

@@ -43,6 +43,24 @@ extension MountTests {
                 text.contains("\(disk.mountpoint): rw, process \(disk.pid)\n  image \(child) (vmdk)\n  below \(base)"))
         }
 
+        /// An image that was named from where the user stood is found from elsewhere too.
+        @Test func pathsAreWhole() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 8 << 20)
+                let folder = try stage.makeMountpoint()
+                for options in ["", "--overlay=changes"] {
+                    try tool(
+                        "sh", "-c", "cd '\(stage.path)' && '\(Programs.vdmount)' \(options) disk.vmdk '\(folder)'")
+                    let names = options.isEmpty ? [image] : [stage.file("changes"), image]
+                    for name in names {
+                        #expect(try tool(Programs.vdmount, "--list", "--json").contains("\"path\" : \"\(name)\""))
+                        #expect(contents(of: "\(folder)/info.json").contains("\"path\" : \"\(name)\""))
+                    }
+                    try tool(Programs.vdumount, folder)
+                }
+            }
+        }
+
         /// The socket is its owner's alone, does not understand everything, and goes with the mount.
         @Test func controlSocket() throws {
             try Stage.use { stage in

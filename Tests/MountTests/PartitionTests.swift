@@ -126,8 +126,10 @@ extension MountTests {
                         "sh", "-c",
                         "printf '%s\\n' '\(table)' | sfdisk --quiet --no-tell-kernel --wipe always '\(disk.file)'")
                     let wanted = "disk.raw\ninfo.json\n" + parts.map { "part\($0).raw\n" }.joined()
-                    expectEventually { (try? names(disk)) == wanted }
-                    #expect(contents(of: "\(disk.mountpoint)/info.json").contains("\"partitions\""))
+                    // As soon as the program that wrote the table has ended.
+                    #expect(try names(disk) == wanted)
+                    #expect(
+                        try information(disk).split(separator: " ").dropFirst() == parts.map { "part\($0).raw" }[...])
                 }
                 try expect("label: gpt\nsize=8M\nsize=8M\nsize=8M", [1, 2, 3])
                 try OpenedFile.with("\(disk.mountpoint)/part3.raw") { file in
@@ -144,7 +146,44 @@ extension MountTests {
                 try tool(
                     "dd", "if=/dev/zero", "of=\(disk.file)", "bs=1M", "count=1", "seek=63", "conv=notrunc",
                     "status=none")
-                expectEventually { (try? names(disk)) == "disk.raw\ninfo.json\n" }
+                #expect(try names(disk) == "disk.raw\ninfo.json\n")
+                #expect(try information(disk) == "none")
+                try disk.unmount()
+            }
+        }
+
+        /// The kind of the table and the files of the partitions, as info.json has them.
+        private func information(_ disk: MountedDisk) throws -> String {
+            let program = """
+                import json, sys
+                d = json.load(open(sys.argv[1] + "/info.json"))
+                def words(part):
+                    return [part["file"]] + ([part["file-system"]["kind"]] if "file-system" in part else [])
+                print(*[d["disk"]["partition-table"]] + sum([words(p) for p in d["partitions"]], []), end="")
+                """
+            return try tool("python3", "-c", program, disk.mountpoint)
+        }
+
+        /// A file system that is made, and one that goes, without a change of the table.
+        @Test func fileSystemsChange() throws {
+            try Stage.use { stage in
+                let disk = try stage.mount(stage.makeImage("disk.vmdk", size: 64 << 20), "--rw")
+                let script = "printf '%s\\n' 'label: gpt' size=8M size=40M | sfdisk --quiet --no-tell-kernel"
+                try tool("sh", "-c", "\(script) '\(disk.file)'")
+                #expect(try information(disk) == "gpt part1.raw part2.raw")
+                try tool("mkfs.ext4", "-q", "\(disk.mountpoint)/part2.raw")
+                #expect(try information(disk) == "gpt part1.raw part2.raw ext4")
+                // Who reads it meanwhile goes on with what was there.
+                try OpenedFile.with("\(disk.mountpoint)/info.json") { file in
+                    let before = try file.read(at: 0, count: 1 << 16)
+                    try tool("mkswap", "\(disk.mountpoint)/part1.raw")
+                    try tool("wipefs", "--all", "--quiet", "\(disk.mountpoint)/part2.raw")
+                    #expect(try information(disk).contains("ext4"))
+                    #expect(try file.read(at: 0, count: 1 << 16) == before)
+                }
+                #expect(try information(disk) == "gpt part1.raw swap part2.raw")
+                let shown = try FileStatus("\(disk.mountpoint)/info.json").size
+                #expect(contents(of: "\(disk.mountpoint)/info.json").utf8.count == shown)
                 try disk.unmount()
             }
         }

@@ -34,7 +34,7 @@ enum Machine {
         "blkid", "blockdev", "cmp", "cp", "diff", "du", "dumpe2fs", "e2fsck", "fallocate", "findmnt", "fio", "flock",
         "fstrim", "fusermount3", "losetup", "mkfs.btrfs", "mkfs.ext2", "mkfs.ext4", "mkfs.xfs", "mkswap", "mount",
         "python3", "qemu-img", "qemu-io", "qemu-storage-daemon", "setpriv", "sfdisk", "sha256sum", "stat", "timeout",
-        "umount", "unshare", "vmdkmount",
+        "umount", "unshare", "vmdkmount", "wipefs",
     ]
 
     /// What is missing, as one text; nil if nothing is.
