@@ -50,7 +50,7 @@ all: build
 ## help: this list
 .PHONY: help
 help:
-	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 # ---- set-up -------------------------------------------------------------------------------------------------------
 
@@ -160,6 +160,13 @@ torture: deps
 	@$(call as_root,mounting and loop devices in the tests); \
 	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
 	"$${run[@]}" VDMOUNT_TORTURE=1 $(SWIFT) test $(TEST_FLAGS) --skip-build
+
+## test-memory: two minutes of load on a machine short of memory, a control group of 256 MiB (root)
+.PHONY: test-memory
+test-memory: deps
+	@$(call as_root,control groups and mounting in the test); \
+	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
+	"$${run[@]}" VDMOUNT_TORTURE=1 $(SWIFT) test $(TEST_FLAGS) --skip-build --filter MemoryPressureTests
 
 # Without what has one thread and would take the sanitizer an hour: replayed power cuts and hostile bytes.
 ## tsan: the tests of the libraries under the thread sanitizer
