@@ -52,9 +52,12 @@ mount -t proc proc "$tree/proc"
 mount -t sysfs -o ro sysfs "$tree/sys"
 mount -t tmpfs tmpfs "$tree/run"
 mknod -m 666 "$tree/dev/fuse" c 10 229 2>/dev/null || true
+# The loop devices of this machine are those of the tree.
+mknod -m 660 "$tree/dev/loop-control" c 10 237
+for number in $(seq 0 15); do mknod -m 660 "$tree/dev/loop$number" b 7 "$number"; done
 cp /etc/resolv.conf "$tree/etc/resolv.conf"
 in_tree apt-get -qq update
-in_tree apt-get -qq -y --no-install-recommends install mount e2fsprogs >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
+in_tree apt-get -qq -y --no-install-recommends install mount e2fsprogs fdisk >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
 
 # All names in the tree but what apt, dpkg and mount(8) write of themselves.
 listing() {
@@ -77,8 +80,11 @@ if grep -F " $tree/" /proc/self/mounts | grep fuse.vdmount; then die "something 
 
 step "removing it unmounts"
 in_tree sh -c 'cd /tmp && vdimg create --size 1M left.vmdk && mkdir left && vdmount left.vmdk left && ls left/disk.raw'
+in_tree sh -c 'cd /tmp && truncate -s 8M fs.raw && mkfs.ext4 -q fs.raw && mkdir files && vdmount --fs fs.raw files'
+in_tree test -d /tmp/files/lost+found
 in_tree apt-get -qq -y remove vdmount >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
 [ ! -e "$tree/tmp/left/disk.raw" ] || die "the disk is still mounted"
+[ ! -e "$tree/tmp/files/lost+found" ] || die "the file system is still mounted"
 [ -e "$tree/etc/vdmount/example.conf" ] || die "removing took a configuration file away"
 
 step "purge: nothing is left"
