@@ -63,7 +63,8 @@ public struct FileSystemMount: Sendable {
         let path = "\(disk)/\(file)"
         let device = unsafe fuseshim_loop_attach(path, isReadOnly, UInt32(sectorSize), &name, name.count)
         guard device >= 0 else {
-            throw HostError(subject: path, action: "cannot attach a loop device", errno: -device)
+            throw HostError(
+                subject: path, reason: "cannot attach a loop device: \(errorText(-device))\(Self.advice(-device))")
         }
         defer { close(device) }
         let words = ["mount", "-t", type, "-o", options.joined(separator: ","), text(from: name), target]
@@ -71,6 +72,22 @@ public struct FileSystemMount: Sendable {
         guard status == 0 else {
             throw HostError(subject: target, reason: said.isEmpty ? "mount failed with status \(status)" : said)
         }
+    }
+
+    /// What keeps loop devices away most often.
+    private static func advice(_ code: Int32) -> String {
+        switch code {
+        case ENOENT, ENXIO, ENODEV:
+            "; a container must be given /dev/loop-control and the next free /dev/loopN ('losetup --find' names it)"
+        case EPERM, EACCES: "; a container must be allowed the devices"
+        default: ""
+        }
+    }
+
+    /// Whether this process is root of a user namespace, where the kernel has no loop devices, and not of the machine.
+    public static var isInUserNamespace: Bool {
+        guard let map = SystemFiles.text("/proc/self/uid_map") else { return false }
+        return map.split(whereSeparator: { $0 == " " || $0 == "\n" }) != ["0", "0", "4294967295"]
     }
 
     // MARK: - Finding

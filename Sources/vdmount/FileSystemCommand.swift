@@ -28,10 +28,12 @@ struct FileSystemCommand {
     }
 
     private func mount() throws(HostError) {
-        guard geteuid() == 0 else {
+        guard geteuid() == 0, !FileSystemMount.isInUserNamespace else {
+            let who = geteuid() == 0 ? "root outside of user namespaces" : "root"
             throw HostError(
                 subject: folder,
-                reason: "mounting a file system needs root; without, 'vdmount \(image) FOLDER' shows the disk and its "
+                reason:
+                    "mounting a file system needs \(who); without, 'vdmount \(image) FOLDER' shows the disk and its "
                     + "partitions as files")
         }
         let place = try Mountpoint(folder)

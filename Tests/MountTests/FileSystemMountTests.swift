@@ -113,6 +113,30 @@ extension MountTests {
             }
         }
 
+        /// Without root, as root of a user namespace, and without loop devices: what it takes is said.
+        @Test func whatItTakes() throws {
+            try Stage.use { stage in
+                let raw = try stage.makeRaw("disk.raw", size: 16 << 20)
+                try tool("mkfs.ext4", "-q", raw)
+                let folder = try stage.makeFolder("files")
+                // The folder of the test may be root's alone.
+                let words = [Programs.vdmount, "--fs", raw, folder]
+                let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=+dac_read_search"]
+                expectRefused(
+                    try attempt(["setpriv", "--ambient-caps=+dac_read_search"] + user + words), folder, "needs root;")
+                expectRefused(
+                    try attempt(["unshare", "--user", "--map-root-user", "--mount"] + words), folder,
+                    "root outside of user namespaces")
+                let devices =
+                    "mount -t tmpfs none /dev && mknod /dev/fuse c 10 229 && mknod /dev/null c 1 3 && exec \"$@\""
+                expectRefused(
+                    try attempt(["unshare", "--mount", "sh", "-c", devices, "sh"] + words), "disk.raw",
+                    "cannot attach a loop device", "/dev/loop-control")
+                #expect(stage.privateTargets().isEmpty)
+                #expect(stage.mounts().isEmpty)
+            }
+        }
+
         /// A disk without partitions; in use; unmounted by other means; its daemon killed.
         @Test func endings() throws {
             try Stage.use { stage in

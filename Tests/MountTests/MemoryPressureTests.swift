@@ -25,7 +25,7 @@ extension MountTests {
             // The script knows itself how long is too long.
             let result = try Subprocess.run([Self.script, Programs.folder, seconds])
             #expect(result.status == 0, "\(result.outputText)\(result.errorText)")
-            print(result.outputText)
+            print(result.errorText + result.outputText)
         }
     }
 }

@@ -137,14 +137,14 @@ if [ "$VERSION" = 1 ] && (((0x$(awk '/^CapEff:/ { print $2 }' /proc/self/status)
 fi
 
 # Small writes through the page cache with a sync now and then, larger ones past it, and large ones front to back;
-# together twice what the group may hold. Each block holds the number of the round and its place, and is read back and
+# together more than what the group may hold. Each block holds the number of the round and its place, and is read back and
 # compared at the end: what was lost, is older or lies elsewhere is found.
 load() {
     fio --output-format=terse --output="$FOLDER/fio" --directory="$FOLDER/files" --randseed="$1" --verify=pattern \
         --verify_pattern="$(printf '0x%08x%%o' "$1")" --verify_fatal=1 --thread "${@:2}" \
-        --name=cached --ioengine=psync --rw=randwrite --bs=4k --size=96m --fsync=256 \
-        --name=direct --ioengine=libaio --iodepth=16 --direct=1 --rw=randwrite --bs=32k --size=96m \
-        --name=large --ioengine=psync --rw=write --bs=1m --size=320m \
+        --name=cached --ioengine=psync --rw=randwrite --bs=4k --size=48m --fsync=256 \
+        --name=direct --ioengine=libaio --iodepth=16 --direct=1 --rw=randwrite --bs=32k --size=64m \
+        --name=large --ioengine=psync --rw=write --bs=1m --size=288m \
         || { cat "$FOLDER/fio" >&2; die "fio found that the data is not what was written"; }
 }
 
