@@ -54,9 +54,9 @@ public struct FileSystemMount: Sendable {
 
     /// Attaches one of the disk's files to a loop device and mounts its file system at the target.
     ///
-    /// - Parameter type: the type for mount(8).
+    /// - Parameter types: the types for mount(8), to be tried in turn if the kernel does not know one.
     public func mount(
-        file: String, sectorSize: Int, type: String, options: [String], isReadOnly: Bool
+        file: String, sectorSize: Int, types: [String], options: [String], isReadOnly: Bool
     ) throws(HostError) {
         let target = try self.target()
         var name = [CChar](repeating: 0, count: 64)
@@ -67,10 +67,23 @@ public struct FileSystemMount: Sendable {
                 subject: path, reason: "cannot attach a loop device: \(errorText(-device))\(Self.advice(-device))")
         }
         defer { close(device) }
-        let words = ["mount", "-t", type, "-o", options.joined(separator: ","), text(from: name), target]
-        let (status, said) = Program.run(words)
-        guard status == 0 else {
-            throw HostError(subject: target, reason: said.isEmpty ? "mount failed with status \(status)" : said)
+        var reason = ""
+        for type in types {
+            let words = ["mount", "-t", type, "-o", options.joined(separator: ","), text(from: name), target]
+            let (status, said) = Program.run(words)
+            if status == 0 { return }
+            let prefix = "mount: \(target): "
+            reason = said.hasPrefix(prefix) ? "mount: " + said.dropFirst(prefix.count) : said
+            if reason.isEmpty { reason = "mount failed with status \(status)" }
+            // Its module would have been loaded by now.
+            if Self.kernelKnows(type) { break }
+        }
+        throw HostError(subject: target, reason: reason)
+    }
+
+    private static func kernelKnows(_ type: String) -> Bool {
+        (SystemFiles.text("/proc/filesystems") ?? "").split(separator: "\n").contains { line in
+            line.split(separator: "\t").last.map(String.init) == type
         }
     }
 
@@ -134,6 +147,7 @@ public struct FileSystemMount: Sendable {
                 let reason = failure.isBusy ? MountUsers.busyReason(of: entry, in: table) : failure.text
                 throw HostError(subject: target, reason: failure.isBusy ? reason : "cannot unmount: \(reason)")
             }
+            if entry.fileSystem.hasPrefix("fuse") { waitForLoopDevices() }
         }
         if MountTable.current().top(at: disk) != nil { try Unmounter.unmountDisk(disk, note: note) }
         remove()
@@ -141,9 +155,21 @@ public struct FileSystemMount: Sendable {
 
     /// Whether a mount is of a loop device over this disk.
     private func isOver(_ entry: MountEntry) -> Bool {
-        guard entry.source.hasPrefix("/dev/loop") else { return false }
-        let name = entry.source.dropFirst("/dev/".count)
-        return SystemFiles.line("/sys/block/\(name)/loop/backing_file").map { isPath($0, below: disk) } ?? false
+        entry.source.hasPrefix("/dev/loop") && isLoopDevice(String(entry.source.dropFirst("/dev/".count)))
+    }
+
+    private func isLoopDevice(_ name: String) -> Bool {
+        SystemFiles.line("/sys/block/\(name)/loop/backing_file").map { isPath($0, below: disk) } ?? false
+    }
+
+    /// A file system that a process serves, such as ntfs-3g, is unmounted before that process has written everything
+    /// and let go of its device. If it takes longer than this, the disk is in use, and that is said.
+    private func waitForLoopDevices() {
+        for _ in 0..<600 {
+            let names = SystemFiles.names(in: "/sys/block")
+            guard names.contains(where: { $0.hasPrefix("loop") && isLoopDevice($0) }) else { return }
+            SystemFiles.sleep(milliseconds: 50)
+        }
     }
 
     /// Takes everything back after a failure, as far as it came about.

@@ -128,7 +128,10 @@ public enum Program {
                 unsafe fuseshim_run(list.baseAddress, text.baseAddress, text.count)
             }
         }
-        let lines = text(from: output).split(separator: "\n")
+        let lines = text(from: output).split(separator: "\n").map { line in
+            let words = line.drop { $0 == " " || $0 == "\t" }
+            return words.last == "." ? words.dropLast() : words
+        }
         return (status, lines.joined(separator: "; "))
     }
 }

@@ -47,6 +47,10 @@ enum MountUsers {
             let command = SystemFiles.line("/proc/\(name)/comm") ?? "?"
             found.append("process \(pid) (\(command))")
         }
+        // Started there, with nobody behind it who stands there too.
+        if found.isEmpty, let path = SystemFiles.link("/proc/self/cwd"), isUse(path, of: entry) {
+            found.append("this program, which was started there: cd elsewhere")
+        }
         return found
     }
 

@@ -43,7 +43,7 @@ struct FileSystemCommand {
             try expose(at: mount.disk)
             let chosen = try choose(in: mount.disk)
             try mount.mount(
-                file: chosen.file, sectorSize: chosen.sectorSize, type: chosen.kind.mountType,
+                file: chosen.file, sectorSize: chosen.sectorSize, types: chosen.kind.mountTypes,
                 options: chosen.kind.mountOptions(isWritable: isWritable), isReadOnly: !isWritable)
         } catch {
             mount.abandon()
@@ -103,11 +103,11 @@ struct FileSystemCommand {
 }
 
 extension FileSystemKind {
-    /// The type for mount(8).
-    var mountType: String {
+    /// The types for mount(8), the kernel's own first.
+    var mountTypes: [String] {
         switch self {
-        case .ntfs: "ntfs3"
-        default: rawValue
+        case .ntfs: ["ntfs3", "ntfs-3g"]
+        default: [rawValue]
         }
     }
 

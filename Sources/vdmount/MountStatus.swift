@@ -58,6 +58,8 @@ enum MountList {
         var known = MountStatus(
             state: .unknown, mountpoint: entry.mountpoint, mode: entry.isReadOnly ? "ro" : "rw",
             images: [.init(path: entry.source, format: "")])
+        let files = FileSystemMount.at(disk: entry.mountpoint).flatMap { try? $0.target() }
+        known.files = files
         let owners = entry.owner.map { [$0] } ?? [geteuid()]
         guard let watch = MountWatch.find(device: entry.device, mountpoint: entry.mountpoint, owners: owners) else {
             if entry.isStale { known.state = .dead }
@@ -68,8 +70,8 @@ enum MountList {
             known = status
             // It may have been bound or moved.
             known.mountpoint = entry.mountpoint
+            known.files = files
         }
-        known.files = FileSystemMount.at(disk: entry.mountpoint).flatMap { try? $0.target() }
         return known
     }
 

@@ -53,6 +53,25 @@ extension MountTests {
             }
         }
 
+        /// By the kernel's ntfs3, or where that is missing by ntfs-3g: a process that lets go of its device later.
+        @Test func ntfs() throws {
+            try Stage.use { stage in
+                let image = try makeImage(stage, Self.two, [[], ["mkfs.ntfs", "--quick", "--force", "--quiet"]])
+                let folder = try stage.makeFolder("files")
+                try tool(Programs.vdmount, "--fs", "--rw", image, folder)
+                try tool("cp", "/bin/bash", "\(folder)/large")
+                try tool(Programs.vdumount, folder)
+                try expectNothingLeft(stage, image)
+                let before = try tool("sha256sum", image)
+                try tool(Programs.vdmount, "--fs", image, folder)
+                try expectSameBytes("\(folder)/large", "/bin/bash")
+                #expect(try attempt("touch", "\(folder)/new").status != 0)
+                try tool(Programs.vdumount, folder)
+                #expect(try tool("sha256sum", image) == before)
+                try expectNothingLeft(stage, image)
+            }
+        }
+
         /// A journal that was not replayed stays so, and its file system can be read.
         @Test(arguments: ["ext4", "xfs"]) func dirtyJournal(_ kind: String) throws {
             try Stage.use { stage in
@@ -108,7 +127,7 @@ extension MountTests {
                 try tool(Programs.vdumount, folder)
                 // What mount(8) refuses takes everything back.
                 try qemuIO(image, "write -P 255 1052672 4096")
-                expectRefused(try attempt(Programs.vdmount, "--fs=1", image, folder), folder, "mount")
+                expectRefused(try attempt(Programs.vdmount, "--fs=1", image, folder), "vdmount: \(folder): mount: ")
                 try expectNothingLeft(stage, image)
             }
         }
@@ -150,6 +169,9 @@ extension MountTests {
                 expectEventually { (try? tool("readlink", "/proc/\(user.pid)/cwd")) == "\(folder)\n" }
                 expectRefused(try attempt(Programs.vdumount, folder), folder, "in use by process")
                 _ = try user.end(SIGKILL)
+                expectRefused(
+                    try attempt("sh", "-c", "cd '\(folder)' && exec '\(Programs.vdumount)' '\(folder)'"), folder,
+                    "in use by this program", "cd elsewhere")
                 try tool(Programs.vdumount, folder)
                 try tool(Programs.vdmount, "--fs", raw, folder)
                 try tool("umount", folder)
@@ -157,6 +179,8 @@ extension MountTests {
                 #expect(stage.privateTargets().isEmpty)
                 try tool(Programs.vdmount, "--fs", raw, folder)
                 kill(try daemon(of: stage), SIGKILL)
+                expectEventually { (try? tool(Programs.vdmount, "--list").contains("dead, its")) == true }
+                #expect(try tool(Programs.vdmount, "--list").contains("files \(folder)\n"))
                 _ = try attempt(Programs.vdumount, folder)
                 #expect(stage.privateTargets().isEmpty)
                 #expect(stage.mounts().isEmpty)
