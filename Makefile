@@ -219,7 +219,7 @@ deb:
 test-deb: deb
 	@$(call as_root,making a Debian tree); "$${run[@]}" Tests/System/deb.sh $(DEB_DIR)
 
-## test-boot: boot a small Debian machine in QEMU twice, with a unit and fstab lines that mount images (root; long)
+## test-boot: boot a small Debian machine in QEMU: units, fstab lines, shutdown, little memory (root; long)
 .PHONY: test-boot
 test-boot: deb
 	@$(MAKE) --no-print-directory deps PACKAGES="$(strip $(PACKAGES) $(DEB_PACKAGES) $(BOOT_PACKAGES))"

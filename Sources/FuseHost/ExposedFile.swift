@@ -24,17 +24,20 @@ open class ExposedFile: @unchecked Sendable {
     /// opener to the next. Otherwise every read comes here.
     public final let isStable: Bool
 
-    let readBytes = TrafficCounter()
-    let writtenBytes = TrafficCounter()
+    let readBytes: TrafficCounter
+    let writtenBytes: TrafficCounter
     private let currentSize: Atomic<UInt64>
     private let written = Atomic<Bool>(false)
     private let modifiedNanoseconds: Atomic<Int64>
 
     /// - Parameter modified: the modification time shown until the first write, in nanoseconds since 1970.
+    /// - Parameter whole: the file of which this one is a part; their traffic is counted together.
     public init(
         name: String, size: UInt64, isWritable: Bool, mode: UInt32, owner: UInt32, group: UInt32,
-        modified: Int64, isStable: Bool = true
+        modified: Int64, isStable: Bool = true, partOf whole: ExposedFile? = nil
     ) {
+        readBytes = whole?.readBytes ?? TrafficCounter()
+        writtenBytes = whole?.writtenBytes ?? TrafficCounter()
         self.name = name
         currentSize = Atomic(size)
         self.isWritable = isWritable
@@ -45,7 +48,8 @@ open class ExposedFile: @unchecked Sendable {
         modifiedNanoseconds = Atomic(modified)
     }
 
-    /// Bytes read and written through the mount so far, by direct requests or to fill the page cache.
+    /// Bytes read and written through the mount so far, by direct requests or to fill the page cache; also through the
+    /// files that are parts of this one.
     public final var traffic: (read: UInt64, written: UInt64) { (readBytes.total, writtenBytes.total) }
 
     /// Somebody opens it: whether he may, and whether what the page cache holds of it is still right.

@@ -14,9 +14,10 @@ final class DiskFile: ExposedFile, @unchecked Sendable {  // constant references
     /// Which part of the disk it shows: nil is all of it.
     let partition: Partition?
 
-    /// `report` is told of each request that failed.
+    /// `report` is told of each request that failed. A partition's file is part of `whole`, the disk's.
     init(
-        _ disk: Disk, partition: Partition? = nil, views: DiskViews, mode: UInt32, owner: UInt32, group: UInt32,
+        _ disk: Disk, partition: Partition? = nil, of whole: DiskFile? = nil, views: DiskViews, mode: UInt32,
+        owner: UInt32, group: UInt32,
         report: @escaping @Sendable (String, DiskError) -> Void
     ) {
         self.disk = disk
@@ -26,7 +27,8 @@ final class DiskFile: ExposedFile, @unchecked Sendable {  // constant references
         start = partition?.offset ?? 0
         super.init(
             name: partition.map { "part\($0.number).raw" } ?? "disk.raw", size: partition?.length ?? disk.size,
-            isWritable: disk.isWritable, mode: mode, owner: owner, group: group, modified: disk.modificationTime)
+            isWritable: disk.isWritable, mode: mode, owner: owner, group: group, modified: disk.modificationTime,
+            partOf: whole)
     }
 
     override func opened(forWriting: Bool) -> OpenResult {

@@ -43,7 +43,7 @@ final class PartitionFiles: @unchecked Sendable {
 
     private func makeFile(_ partition: Partition?, _ views: DiskViews) -> DiskFile {
         DiskFile(
-            disk, partition: partition, views: views, mode: request.mode, owner: request.owner ?? geteuid(),
+            disk, partition: partition, of: whole, views: views, mode: request.mode, owner: request.owner ?? geteuid(),
             group: request.group ?? getegid(), report: report)
     }
 

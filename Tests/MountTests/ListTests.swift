@@ -61,6 +61,29 @@ extension MountTests {
             }
         }
 
+        /// What goes through the files of partitions counts too.
+        @Test func trafficOfPartitions() throws {
+            try Stage.use { stage in
+                let disk = try stage.mount(stage.makeImage("disk.vmdk", size: 16 << 20), "--rw")
+                try tool("sh", "-c", "printf 'label: dos\\nsize=8M\\n' | sfdisk -q --no-tell-kernel '\(disk.file)'")
+                func written() throws -> Int {
+                    let list = try tool(Programs.vdmount, "--list", "--json")
+                    let program = """
+                        import json, sys
+                        print(*[m["bytes-written"] for m in json.load(sys.stdin) if m["mountpoint"] == sys.argv[1]])
+                        """
+                    let said = try Subprocess.run(["python3", "-c", program, disk.mountpoint], input: Array(list.utf8))
+                    return try #require(Int(said.outputText.filter { $0 != "\n" }))
+                }
+                let before = try written()
+                try OpenedFile.with("\(disk.mountpoint)/part1.raw", O_RDWR | OpenedFile.direct) { file in
+                    _ = try file.write([UInt8](repeating: 3, count: 1 << 20), at: 0)
+                }
+                #expect(try written() == before + (1 << 20))
+                try disk.unmount()
+            }
+        }
+
         /// The socket is its owner's alone, does not understand everything, and goes with the mount.
         @Test func controlSocket() throws {
             try Stage.use { stage in
