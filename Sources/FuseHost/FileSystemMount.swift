@@ -69,7 +69,11 @@ public struct FileSystemMount: Sendable {
         defer { close(device) }
         var reason = ""
         for type in types {
-            let words = ["mount", "-t", type, "-o", options.joined(separator: ","), text(from: name), target]
+            // So that umount(8), and systemd with it, runs our helper, which takes back all of it. Programs that mount
+            // a type of their own do not know the option.
+            let hasProgram = SystemFiles.reach("/sbin/mount.\(type)") == 0
+            let list = (options + (hasProgram ? [] : ["uhelper=fuse.vdmount"])).joined(separator: ",")
+            let words = ["mount", "-t", type, "-o", list, text(from: name), target]
             let (status, said) = Program.run(words)
             if status == 0 { return }
             let prefix = "mount: \(target): "
@@ -143,7 +147,9 @@ public struct FileSystemMount: Sendable {
         let target = try self.target()
         let table = MountTable.current()
         if let entry = table.top(at: target), isOver(entry) {
-            if let failure = Unmount.attempt(target, lazy: false) {
+            // Without helpers, as one of them may have called this; it also forgets the mount's entry in utab.
+            let isDone = Program.run(["umount", "-i", "--", target]).status == 0
+            if !isDone, let failure = Unmount.attempt(target, lazy: false) {
                 let reason = failure.isBusy ? MountUsers.busyReason(of: entry, in: table) : failure.text
                 throw HostError(subject: target, reason: failure.isBusy ? reason : "cannot unmount: \(reason)")
             }

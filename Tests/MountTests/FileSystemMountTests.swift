@@ -173,9 +173,14 @@ extension MountTests {
                     try attempt("sh", "-c", "cd '\(folder)' && exec '\(Programs.vdumount)' '\(folder)'"), folder,
                     "in use by this program", "cd elsewhere")
                 try tool(Programs.vdumount, folder)
+                // Umount(8) knows whom to call, if we are installed; here it does its own part.
                 try tool(Programs.vdmount, "--fs", raw, folder)
-                try tool("umount", folder)
+                #expect(contents(of: "/run/mount/utab").contains("TARGET=\(folder) ROOT=/ OPTS=uhelper=fuse.vdmount"))
+                try tool("umount", "-i", folder)
                 try tool(Programs.vdumount, folder)
+                try tool(Programs.vdmount, "--fs", raw, folder)
+                try tool(Programs.vdumount, folder)
+                #expect(!contents(of: "/run/mount/utab").contains(folder))
                 #expect(stage.privateTargets().isEmpty)
                 try tool(Programs.vdmount, "--fs", raw, folder)
                 kill(try daemon(of: stage), SIGKILL)
