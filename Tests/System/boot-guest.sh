@@ -2,7 +2,7 @@
 # What Tests/System/boot.sh does inside the machine: looks, writes, and shuts down.
 set -uo pipefail
 
-boot="$(sed 's/.*vdmount.boot=\([0-9]*\).*/\1/' /proc/cmdline)"
+boot="$(sed 's/.*vdmount.boot=\([^ ]*\).*/\1/' /proc/cmdline)"
 failures=0
 check() {
     if "${@:2}" >/tmp/said 2>&1; then echo "well: $1"; else echo "WRONG: $1"; sed 's/^/    /' /tmp/said; failures=$((failures + 1)); fi
@@ -11,7 +11,17 @@ has() { grep -q -- "$@"; }
 
 echo
 echo "BOOT-GUEST begins"
-for unit in data-1 missing; do
+
+if [[ $boot = memory* ]]; then
+    seconds="$(sed 's/.*vdmount.seconds=\([0-9]*\).*/\1/' /proc/cmdline)"
+    check "short of memory for $seconds seconds" memory.sh /usr/bin "$seconds"
+    cat /tmp/said
+    if [ $failures = 0 ]; then echo "BOOT-GUEST ends: all as it should be"; else echo "BOOT-GUEST ends: it failed"; fi
+    systemctl --no-block poweroff
+    exit
+fi
+
+for unit in data-1 missing scratch; do
     for _ in $(seq 100); do [ "$(systemctl show -P ActiveState "vdmount@$unit")" = activating ] || break; sleep 0.2; done
 done
 
@@ -20,10 +30,22 @@ check "systemd shows what is mounted" has "unit '1' 50%.vmdk is at /mnt/unit dis
     <(systemctl show -P StatusText vdmount@data-1)
 check "a type vdmount is mounted" systemctl is-active mnt-fstab.mount
 check "a type fuse.vdmount is mounted" systemctl is-active mnt-fixed.mount
-check "three mounts of ours" test "$(grep -c ' fuse.vdmount ' /proc/mounts)" = 3
-for name in unit fstab fixed; do
-    check "the file system in $name" test "$(cat /mnt/$name-fs/hello)" = "from the image"
+check "seven mounts of ours" test "$(grep -c ' fuse.vdmount ' /proc/mounts)" = 7
+for name in unit-fs fstab-fs fixed-fs part-fs over-fs files; do
+    check "the file system in $name" test "$(cat /mnt/$name/hello)" = "from the image"
 done
+check "partitions are files" test "$(stat -c %s /mnt/part/part1.raw /mnt/part/part2.raw | tr '\n' ' ')" = "30408704 104857600 "
+check "info.json says what they hold" has '"kind" : "ext4"' /mnt/part/info.json
+check "--fs in fstab is read-only" has ' /mnt/files ext4 ro,' /proc/mounts
+vdmount --list --json >/tmp/list
+for place in "/mnt/unit disk" /mnt/fstab /mnt/fixed /mnt/part /mnt/over /mnt/scratch; do
+    check "$place is listed" has "\"mountpoint\" : \"$place\"" /tmp/list
+done
+check "and the files" has '"files" : "/mnt/files"' /tmp/list
+check "and the overlay" has '"path" : "/srv/vms/changes"' /tmp/list
+check "a unit with an overlay is up" systemctl is-active vdmount@scratch
+check "what was scratched is gone" cmp -n 512 /mnt/scratch/disk.raw /dev/zero
+check "it can be written to" dd if=/dev/urandom of=/mnt/scratch/disk.raw bs=512 count=1 conv=notrunc,fsync
 check "read-only is read-only" has ' /mnt/fixed fuse.vdmount ro,' /proc/mounts
 
 check "an image that is missing fails" systemctl is-failed vdmount@missing
@@ -37,6 +59,14 @@ check "the service is confined" test "$(awk '/^Seccomp:/ { print $2 }' "/proc/$(
 check "it has one capability" has '^CapEff:	0000000000200000$' "/proc/$(systemctl show -P MainPID vdmount@data-1)/status"
 
 if [ "$boot" = 1 ]; then
+    # --fs by systemd, and by hand.
+    check "umount of --fs" systemctl stop mnt-files.mount
+    check "nothing of it is left" test -z "$(grep -E ' /mnt/files | /run/vdmount/fs' /proc/mounts; ls /run/vdmount/fs)"
+    check "--fs by hand" vdmount --fs=2 /srv/vms/files.vmdk /mnt/files
+    check "its files" test "$(cat /mnt/files/hello)" = "from the image"
+    check "vdumount takes all back" vdumount /mnt/files
+    check "nothing is left of that either" test -z "$(grep -E ' /mnt/files | /run/vdmount/fs' /proc/mounts; ls /run/vdmount/fs)"
+    check "and again by systemd" systemctl start mnt-files.mount
     # An image that only another user may open needs more than the unit has.
     check "another user's image is refused" has 'ermission denied' \
         <(systemctl start vdmount@other; systemctl show -P StatusText vdmount@other)
@@ -76,7 +106,7 @@ if [ "$boot" = 1 ]; then
     check "start" systemctl start mnt-fstab\\x2dfs.mount
 fi
 if [ "$boot" = 2 ]; then
-    for name in unit fstab; do
+    for name in unit fstab part over; do
         check "what boot 1 wrote to $name" cmp /root/written-1 /mnt/$name-fs/written-1
     done
     echo "the end of boot 1:"
@@ -87,7 +117,7 @@ fi
 
 # Left in the page cache: the shutdown has to bring it to the image.
 head -c 20000000 /dev/urandom >"/root/written-$boot"
-for name in unit fstab; do cp "/root/written-$boot" "/mnt/$name-fs/"; done
+for name in unit fstab part over; do cp "/root/written-$boot" "/mnt/$name-fs/"; done
 
 if [ $failures = 0 ]; then echo "BOOT-GUEST ends: all as it should be"; else echo "BOOT-GUEST ends: $failures failures"; fi
 systemctl --no-block poweroff
