@@ -72,7 +72,7 @@ public struct FileSystemMount: Sendable {
             // So that umount(8), and systemd with it, runs our helper, which takes back all of it. Programs that mount
             // a type of their own do not know the option.
             let hasProgram = SystemFiles.reach("/sbin/mount.\(type)") == 0
-            let list = (options + (hasProgram ? [] : ["uhelper=fuse.vdmount"])).joined(separator: ",")
+            let list = (options + (hasProgram ? [] : ["helper=fuse.vdmount"])).joined(separator: ",")
             let words = ["mount", "-t", type, "-o", list, text(from: name), target]
             let (status, said) = Program.run(words)
             if status == 0 { return }

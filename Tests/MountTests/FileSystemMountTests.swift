@@ -175,7 +175,7 @@ extension MountTests {
                 try tool(Programs.vdumount, folder)
                 // Umount(8) knows whom to call, if we are installed; here it does its own part.
                 try tool(Programs.vdmount, "--fs", raw, folder)
-                #expect(contents(of: "/run/mount/utab").contains("TARGET=\(folder) ROOT=/ OPTS=uhelper=fuse.vdmount"))
+                #expect(contents(of: "/run/mount/utab").contains("TARGET=\(folder) ROOT=/ OPTS=helper=fuse.vdmount"))
                 try tool("umount", "-i", folder)
                 try tool(Programs.vdumount, folder)
                 try tool(Programs.vdmount, "--fs", raw, folder)

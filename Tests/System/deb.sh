@@ -62,7 +62,7 @@ in_tree apt-get -qq -y --no-install-recommends install mount e2fsprogs fdisk >"$
 # All names in the tree but what apt, dpkg and mount(8) write of themselves.
 listing() {
     (cd "$tree" && find . -xdev \( -path ./var/lib/dpkg -o -path ./var/cache -o -path ./var/lib/apt -o -path ./var/log \
-        -o -path ./tmp -o -path ./etc/ld.so.cache \) -prune -o -print; find ./run -mindepth 1 ! -path ./run/mount) | sort
+        -o -path ./tmp -o -path ./etc/ld.so.cache \) -prune -o -print; find ./run -mindepth 1 ! -path './run/mount*') | sort
 }
 listing >"$folder/before"
 
