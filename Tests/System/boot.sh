@@ -2,8 +2,8 @@
 # Mounts at boot, for real: a small Debian 12 is booted twice by QEMU, without hardware help. Units and fstab lines of
 # both types mount images, partitions, overlays and, in one step, file systems; further fstab lines mount the file
 # systems in them. The first boot writes and shuts down, the second finds it; afterwards the images are examined. Two
-# more boots are short of memory (memory.sh), with control groups of either version. Run by `make test-boot`, as root;
-# ten minutes and more.
+# more boots run memory.sh, with control groups of either version. Run by `make test-boot`, as root; ten minutes and
+# more.
 #     boot.sh FOLDER-OF-THE-PACKAGE
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -121,7 +121,7 @@ quietly mke2fs -q -t ext4 -d "$tree" "$folder/root.img" 3G
 boot() {
     step "boot $1"
     # On a busy machine the emulated timer is late when the kernel checks it, so that it does not; a panic ends it all.
-    timeout -k 5 "${BOOT_SECONDS:-900}" qemu-system-x86_64 -accel tcg -smp 2 -m 1024 -no-reboot -display none \
+    timeout -k 5 "${BOOT_SECONDS:-1800}" qemu-system-x86_64 -accel tcg -smp 2 -m 1024 -no-reboot -display none \
         -monitor none -serial "file:$folder/serial-$1" -nic none \
         -kernel "$folder/vmlinuz" -initrd "$folder/initrd" \
         -append "root=/dev/vda rw console=ttyS0 systemd.show_status=1 no_timer_check panic=-1 vdmount.boot=$1 ${2:-}" \
@@ -141,8 +141,6 @@ boot() {
 }
 boot 1
 boot 2
-boot memory "vdmount.seconds=${BOOT_MEMORY_SECONDS:-20}"
-boot memory-1 "vdmount.seconds=${BOOT_MEMORY_SECONDS:-20} systemd.unified_cgroup_hierarchy=0"
 
 step "the images afterwards"
 quietly e2fsck -fn "$folder/root.img"
@@ -168,5 +166,9 @@ for image in "$images/vm images/unit '1' 50%.vmdk" "$images"/vms/{fstab,part}.vm
         rm "$folder/written" "$folder/expected"
     done
 done
+
+# With version 2 of control groups, and with version 1.
+boot memory "vdmount.seconds=${BOOT_MEMORY_SECONDS:-20}"
+boot memory-1 "vdmount.seconds=${BOOT_MEMORY_SECONDS:-20} systemd.unified_cgroup_hierarchy=0"
 
 printf '\ntest-boot: all as it should be: %s\n' "${package##*/}"

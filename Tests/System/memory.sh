@@ -2,11 +2,11 @@
 # A machine short of memory: the daemon and the load, fio on ext4 on a loop device on disk.raw, share a control group of
 # 256 MiB; neither hangs nor loses anything. For half of the time the loop device uses the page cache below it, for the
 # other half direct I/O. `make test-memory` runs it for two minutes, `make test` for seconds; as root.
-#     memory.sh FOLDER-OF-THE-PROGRAMS SECONDS
+#     memory.sh FOLDER-OF-THE-PROGRAMS SECONDS [MIB]     with another limit, and as much less to do
 #     memory.sh --possible        can a group be made here? If not, says why, with status 77
 set -euo pipefail
 
-megabytes=256
+megabytes="${3:-256}"
 # Far more than it takes: what has not ended by then never will.
 patience=${MEMORY_PATIENCE:-900}
 
@@ -53,7 +53,7 @@ if [ "${1:-}" = --possible ]; then
     find_groups
     exit
 fi
-[ $# = 2 ] || die "usage: memory.sh FOLDER-OF-THE-PROGRAMS SECONDS"
+[ $# = 2 ] || [ $# = 3 ] || die "usage: memory.sh FOLDER-OF-THE-PROGRAMS SECONDS [MIB]"
 
 # ---- outside: watches, and takes everything away ----
 
@@ -142,9 +142,9 @@ fi
 load() {
     fio --output-format=terse --output="$FOLDER/fio" --directory="$FOLDER/files" --randseed="$1" --verify=pattern \
         --verify_pattern="$(printf '0x%08x%%o' "$1")" --verify_fatal=1 --thread "${@:2}" \
-        --name=cached --ioengine=psync --rw=randwrite --bs=4k --size=48m --fsync=256 \
-        --name=direct --ioengine=libaio --iodepth=16 --direct=1 --rw=randwrite --bs=32k --size=64m \
-        --name=large --ioengine=psync --rw=write --bs=1m --size=288m \
+        --name=cached --ioengine=psync --rw=randwrite --bs=4k --size=$((megabytes * 3 / 16))m --fsync=256 \
+        --name=direct --ioengine=libaio --iodepth=16 --direct=1 --rw=randwrite --bs=32k --size=$((megabytes / 4))m \
+        --name=large --ioengine=psync --rw=write --bs=1m --size=$((megabytes * 9 / 8))m \
         || { cat "$FOLDER/fio" >&2; die "fio found that the data is not what was written"; }
 }
 
