@@ -30,6 +30,8 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
     struct File {
         let storage: any Storage
         let owner: UInt32
+        /// Where the tables end in it: what comes after them is not written, though it shares a sector with them.
+        let end: UInt64
     }
 
     struct State {
@@ -203,11 +205,11 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
     // MARK: - Files
 
     /// Makes a file's bytes cacheable and answers its tag.
-    func attach(_ storage: any Storage, owner: UInt32) -> UInt64 {
+    func attach(_ storage: any Storage, owner: UInt32, end: UInt64) -> UInt64 {
         state.withLock { state in
             let number = state.nextFile
             state.nextFile += 1
-            state.files[number] = File(storage: storage, owner: owner)
+            state.files[number] = File(storage: storage, owner: owner, end: end)
             return UInt64(number + 1) << PageIndex.pageBits
         }
     }

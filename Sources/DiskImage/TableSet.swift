@@ -39,9 +39,10 @@ public final class TableSet: Sendable {
 
     deinit { cache.detach(set: number) }
 
-    /// A file with tables of this image in it.
-    public func table(in storage: any Storage) -> Table {
-        Table(cache: cache, tag: cache.attach(storage, owner: number))
+    /// A file with tables of this image in it. Changes are written as whole sectors; where the last sector with a table
+    /// holds something else as well, `end` says where the tables end.
+    public func table(in storage: any Storage, endingAt end: UInt64 = .max) -> Table {
+        Table(cache: cache, tag: cache.attach(storage, owner: number, end: end))
     }
 
     /// Whether so many changes wait that they should be flushed before more are made.
@@ -136,9 +137,13 @@ public final class TableSet: Sendable {
         var touched: [UInt32: any Storage] = [:]
         let files = cache.state.withLock { $0.files }
         for run in runs {
-            guard let storage = files[run.file]?.storage else { preconditionFailure("a table file vanished") }
-            try storage.write(run.bytes, at: run.offset, for: run.order == .allocation ? .allocation : .table)
-            touched[run.file] = storage
+            guard let file = files[run.file] else { preconditionFailure("a table file vanished") }
+            let count = min(UInt64(run.bytes.count), file.end - min(file.end, run.offset))
+            try run.bytes.withIOBytes { (bytes) throws(DiskError) in
+                try file.storage.write(
+                    bytes.slice(0, Int(count)), at: run.offset, for: run.order == .allocation ? .allocation : .table)
+            }
+            touched[run.file] = file.storage
         }
         for storage in touched.values { try storage.flush() }
     }

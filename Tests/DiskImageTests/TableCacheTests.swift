@@ -184,3 +184,22 @@ private final class JournalStorage: Storage {
     func allocatedBytes() -> UInt64 { inner.allocatedBytes() }
     func nextData(from offset: UInt64) -> Range<UInt64>? { inner.nextData(from: offset) }
 }
+
+/// Where tables share a sector with something else.
+struct TableEndTests {
+    @Test func whatComesAfterTheTablesIsNotWritten() throws {
+        let storage = MemoryStorage([UInt8](repeating: 1, count: 4096))
+        let set = TableSet(cache: TableCache(capacity: 64 << 10))
+        let table = set.table(in: storage, endingAt: 1032)
+        #expect(try table.store32(7, at: 1028, .entry))
+        #expect(try table.store32(8, at: 4, .header))
+        // Somebody writes there, directly, after the page was read.
+        try storage.write([UInt8](repeating: 2, count: 1000), at: 1032, for: .guestData)
+        try set.flush {}
+        var expected = [UInt8](repeating: 1, count: 4096)
+        expected.replaceSubrange(4..<8, with: [8, 0, 0, 0])
+        expected.replaceSubrange(1028..<1032, with: [7, 0, 0, 0])
+        for index in 1032..<2032 { expected[index] = 2 }
+        #expect(storage.bytes == expected)
+    }
+}
