@@ -82,6 +82,8 @@ private struct Search {
     var layer = -1
     var storage: UInt16 = 0
     var data: Range<UInt64> = 0..<0
+    /// From where on it told: in front of the data is a hole.
+    var known: Range<UInt64> = 0..<0
 }
 
 extension Chain {
@@ -161,10 +163,11 @@ extension Chain {
         let range = extent.fileOffset..<extent.fileOffset + extent.length
         var position = range.lowerBound
         while position < range.upperBound {
-            let isKnown = search.layer == index && search.storage == extent.storage && search.data.contains(position)
+            let isKnown = search.layer == index && search.storage == extent.storage && search.known.contains(position)
             if !isKnown {
                 let file = layer.storage(extent.storage).storage
                 search.data = try file.nextData(from: position) ?? .max..<(.max)
+                search.known = position..<search.data.upperBound
                 search.layer = index
                 search.storage = extent.storage
             }
