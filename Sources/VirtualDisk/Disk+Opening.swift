@@ -109,7 +109,7 @@ struct ChainOpener {
         }
         // Where no path leads to it: the image with that UUID among those beside the child.
         if let failure, failure.kind != .notFound { throw failure }
-        if let uuid = link.uuid, let found = try search(for: uuid, beside: childPath, mode) { return found }
+        if let uuid = link.uuid, let found = try search(for: uuid, of: child, at: childPath, mode) { return found }
         if let failure { throw failure }
         let folders = finder.searchFolders(of: childPath).joined(separator: ", ")
         throw DiskError(
@@ -139,9 +139,10 @@ struct ChainOpener {
         return raw
     }
 
-    /// Looks at the headers of all images beside `childPath`.
+    /// Looks at the headers of all images beside `childPath`: of several with that UUID, copies of one another, the
+    /// one that the child says was its parent is taken.
     private func search(
-        for uuid: DiskUUID, beside childPath: String, _ mode: OpenMode
+        for uuid: DiskUUID, of child: Layer, at childPath: String, _ mode: OpenMode
     ) throws(DiskError) -> (layer: Layer, identity: FileIdentity)? {
         var quiet = options
         quiet.locksImages = false
@@ -154,13 +155,14 @@ struct ChainOpener {
                 layer.backend.identity.uuid == uuid
             else { continue }
             do throws(DiskError) {
+                try child.backend.checkLink(to: layer.backend)
                 let found = try finder.openParent([path], of: childPath)
                 let opened = try openLayer(driver, found.storage, found.path, mode, shownAs: found.path)
                 guard opened.backend.identity.uuid == uuid else { continue }
                 return (opened, found.identity)
             } catch {
-                // It may be described and yet be damaged; there may be a copy that is not.
-                failure = failure ?? error
+                // It may have been changed since, or be damaged; there may be a copy that is not.
+                failure = failure ?? error.about(child.path)
             }
         }
         if let failure { throw failure }
