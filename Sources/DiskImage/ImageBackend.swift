@@ -53,6 +53,10 @@ public protocol ImageBackend: AnyObject, Sendable {
     /// counts as whole at the end of the disk).
     func drop(offset: UInt64, length: UInt64, leaving kind: DroppedKind) throws(DiskError) -> Bool
 
+    /// Whether whole blocks of zeros that are written where this image holds nothing are dropped instead, so that they
+    /// take no space.
+    var dropsZeroBlocks: Bool { get }
+
     /// When it returns, all data written and all blocks committed before the call are on stable storage.
     func flush() throws(DiskError)
 
@@ -72,6 +76,9 @@ public protocol ImageBackend: AnyObject, Sendable {
 
 extension ImageBackend {
     public func prepareForUse() throws(DiskError) {}
+
+    /// Most formats store what is written.
+    public var dropsZeroBlocks: Bool { false }
 
     /// When any of its files was changed last, in nanoseconds since 1970; nil where no storage knows.
     public func modificationTime() throws(DiskError) -> Int64? {

@@ -41,6 +41,7 @@ extension Disk {
         guard blockSize > 0 else {
             throw DiskError(.readOnly, "this part of the disk cannot be written", image: chain.layers[0].path)
         }
+        if let dropped = try dropZeroBlock(bytes, at: offset, kind, backend) { return dropped }
         let reservation = try backend.reserve(offset: offset, length: UInt64(bytes.count))
         let blocks = reservation.offset..<reservation.offset + reservation.length
         let written = offset..<min(offset + UInt64(bytes.count), blocks.upperBound)
@@ -58,6 +59,22 @@ extension Disk {
         defer { chain.holes.noteAllocation() }
         try backend.commit(reservation)
         return Int(written.upperBound - offset)
+    }
+
+    /// A whole block of zeros takes no space in an image that does not want it; answers how many bytes are done, nil if
+    /// they must be written.
+    private func dropZeroBlock(
+        _ bytes: IOBytes, at offset: UInt64, _ kind: Extent.Kind, _ backend: any ImageBackend
+    ) throws(DiskError) -> Int? {
+        let length = min(blockSize, size - offset)
+        guard backend.dropsZeroBlocks, offset & (blockSize - 1) == 0, UInt64(bytes.count) >= length,
+            bytes.slice(0, Int(length)).isZero
+        else { return nil }
+        if kind == .zero { return Int(length) }
+        let isZeroBelow = try chain.isKnownZero(offset, length, from: 1)
+        if kind == .absent, isZeroBelow { return Int(length) }
+        return try backend.drop(offset: offset, length: length, leaving: isZeroBelow ? .absent : .zero)
+            ? Int(length) : nil
     }
 
     /// Writes `bytes` and, round them, what the blocks held before, to the blocks' new place.

@@ -28,9 +28,45 @@ extension Disk {
         // Whole blocks; the disk's end makes its last block whole.
         let first = min(offset.alignedUp(to: blockSize) ?? end, end)
         let last = max(first, end == size ? end : end & ~(blockSize - 1))
-        if offset < first { try zeroInPlace(offset, first - offset) }
+        if offset < first {
+            try zeroInPlace(offset, first - offset)
+            try discardIfEmpty(offset & ~(blockSize - 1))
+        }
         if first < last { try discardBlocks(first, last - first) }
-        if last < end { try zeroInPlace(last, end - last) }
+        if last < end {
+            try zeroInPlace(last, end - last)
+            try discardIfEmpty(last)
+        }
+    }
+
+    /// Bytes of a block that are looked at to learn whether it is empty: what a file system keeps at a hole's edges.
+    private static let emptyBlockRemainder: UInt64 = 64 << 10
+
+    /// Discards the block that begins at `offset` if, piece by piece, all of it has been discarded: if its file has a
+    /// hole there, and zeros at the hole's edges.
+    private func discardIfEmpty(_ offset: UInt64) throws(DiskError) {
+        let length = min(blockSize, size - offset)
+        var batch = ExtentBatch()
+        try chain.top.map(offset, length, into: &batch)
+        guard batch.count == 1, batch[0].kind == .data, batch[0].length >= length else { return }
+        let file = chain.top.storage(batch[0].storage).storage
+        var position = batch[0].fileOffset
+        let end = position + length
+        var looked: UInt64 = 0
+        while position < end, let data = try file.nextData(from: position), data.lowerBound < end {
+            let part = max(data.lowerBound, position)..<min(data.upperBound, end)
+            looked += part.upperBound - part.lowerBound
+            guard looked <= Self.emptyBlockRemainder else { return }
+            let count = Int(part.upperBound - part.lowerBound)
+            let isZero = try scratch.withBuffer { (buffer) throws(DiskError) in
+                let piece = buffer.slice(0, count)
+                try chain.top.read(batch[0].storage, into: piece, at: part.lowerBound, for: .guestData)
+                return piece.readOnly.isZero
+            }
+            guard isZero else { return }
+            position = part.upperBound
+        }
+        try discardBlocks(offset, length)
     }
 
     /// Discards whole blocks.
