@@ -53,6 +53,12 @@ public struct CheckReport: Sendable {
         if findings.count < Self.limit { findings.append(finding) }
     }
 
+    /// All findings of a severity are repaired now.
+    public mutating func markRepaired(_ severity: Severity) {
+        for index in findings.indices where findings[index].severity == severity { findings[index].isRepaired = true }
+        repairedCounts[severity] = counts[severity]
+    }
+
     /// How many findings of a severity are still there.
     public func remaining(_ severity: Severity) -> Int {
         (counts[severity] ?? 0) - (repairedCounts[severity] ?? 0)

@@ -42,6 +42,8 @@ public struct FreeBlocks: Sendable {
     }
 
     public var isEmpty: Bool { runs.isEmpty }
+    /// How many blocks there are.
+    public var count: UInt64 { runs.reduce(0) { $0 + $1.count } }
 
     // MARK: - Giving
 
@@ -65,6 +67,16 @@ public struct FreeBlocks: Sendable {
             if let last = runs.last, offset > last.offset { isOrdered = false }
         }
         runs.append(block)
+        added += 1
+    }
+
+    /// Adds blocks that lie one after the other. If too many runs are known, they are forgotten.
+    public mutating func add(_ run: Run) {
+        guard run.count > 0 else { return }
+        if runs.count >= limit, added > limit / 8 { order() }
+        guard runs.count < limit else { return }
+        runs.append(run)
+        isOrdered = false
         added += 1
     }
 
@@ -115,5 +127,12 @@ public struct FreeBlocks: Sendable {
             runs.append(last)
         }
         return taken
+    }
+
+    /// Takes the run that ends where the file's blocks end; nil if the last block is not among them.
+    public mutating func takeLast(endingAt end: UInt64) -> Run? {
+        if !isOrdered { order() }
+        guard let last = runs.first, last.offset + last.count * blockSize == end else { return nil }
+        return runs.removeFirst()
     }
 }

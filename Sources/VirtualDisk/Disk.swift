@@ -2,6 +2,7 @@ internal import CLinux
 internal import DiskImage
 public import DiskStorage
 internal import Dispatch
+internal import Glibc
 
 /// A chain of images as one disk of bytes: read, written, flushed and discarded at any offset and length, from any
 /// number of threads at once.
@@ -20,6 +21,9 @@ public final class Disk: Sendable {
     let scratch = ScratchPool()
     let cache: TableCache
     private let writing: WritingState
+    /// The top image, if its blocks can be moved.
+    let relocating: (any RelocatingBackend)?
+    private let relocation = Locked(RelocationState())
     private let lazyFlush: LazyFlush?
     private let isClosed = Locked(false)
     private let lockedFiles: [FileStorage]
@@ -33,6 +37,7 @@ public final class Disk: Sendable {
         blockSize = chain.layers[0].backend.blockSize
         locks = RegionLocks(blockSize: blockSize)
         writing = WritingState()
+        relocating = isWritable ? chain.layers[0].backend as? any RelocatingBackend : nil
         lazyFlush = isWritable && lazyFlushInterval > 0 ? LazyFlush(interval: lazyFlushInterval) : nil
         lazyFlush?.start { [weak self] in self?.flushIfChanged() }
     }
@@ -114,6 +119,7 @@ public final class Disk: Sendable {
         writing.noteFlush()
         do throws(DiskError) {
             try chain.layers[0].backend.flush()
+            try relocate()
         } catch {
             writing.noteChange()
             throw error.about(chain.layers[0].path)
@@ -131,6 +137,10 @@ public final class Disk: Sendable {
         else { return }
         lazyFlush?.stop()
         var failure: DiskError?
+        // A flush in the background may be moving blocks; it stops after the one at hand.
+        relocation.withLock { $0.isClosing = true }
+        while relocation.withLock({ $0.isBusy }) { usleep(1000) }
+        do throws(DiskError) { try finishRelocating() } catch { failure = error }
         for layer in chain.layers {
             do throws(DiskError) { try layer.backend.close() } catch { failure = failure ?? error.about(layer.path) }
         }
@@ -149,9 +159,38 @@ public final class Disk: Sendable {
     /// Flushes what was written since the last flush, if anything was: for who calls it every few seconds instead of
     /// ``DiskOptions/lazyFlushInterval``. A failure shows at the next flush that somebody asks for.
     public func flushIfChanged() {
-        guard writing.isChanged else { return }
+        guard writing.isChanged || relocating?.needsRelocation == true else { return }
         try? flush()  // whoever needs to know asks for a flush; the next one reports the same failure
     }
+
+    /// Fills the holes that are left in the top image's file.
+    private func finishRelocating() throws(DiskError) {
+        guard let relocating, relocating.needsRelocation || writing.isChanged else { return }
+        // What was discarded last is a hole after a flush.
+        do throws(DiskError) { try relocating.flush() } catch { throw error.about(chain.layers[0].path) }
+        while try relocate(atMost: .max, isClosing: true) {}
+    }
+
+    /// Whether blocks are being moved, which one thread does at a time, and whether the disk is being closed, which
+    /// then moves them alone.
+    private struct RelocationState {
+        var isBusy = false
+        var isClosing = false
+    }
+
+    /// Answers whether the caller may move blocks.
+    func beginRelocating(isClosing: Bool) -> Bool {
+        relocation.withLock { state in
+            guard !state.isBusy, state.isClosing == isClosing else { return false }
+            state.isBusy = true
+            return true
+        }
+    }
+
+    /// Whether it may go on.
+    func mayRelocate(isClosing: Bool) -> Bool { relocation.withLock { $0.isClosing == isClosing } }
+
+    func endRelocating() { relocation.withLock { $0.isBusy = false } }
 
     /// Whether nothing was written since the disk was opened: its files are what they were.
     var isUnwritten: Bool { !writing.hasBegun }

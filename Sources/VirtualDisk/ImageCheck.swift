@@ -17,9 +17,26 @@ public enum ImageCheck {
             storage: file.storage, path: file.path, mode: mode, cache: opener.cache, companions: opener.finder,
             formatOptions: options.formatOptions)
         do throws(DiskError) {
-            return try driver.check(request, repair: repair)
+            var report = try driver.check(request, repair: repair)
+            if repair, report.remaining(.leak) > 0, try closeHoles(driver, request),
+                try driver.check(request, repair: false).counts[.leak] == nil
+            {
+                report.markRepaired(.leak)
+            }
+            return report
         } catch {
             throw error.about(path)
         }
+    }
+
+    /// Moves the last blocks of an image's file into holes of it, where the format can; answers whether it can.
+    private static func closeHoles(_ driver: any ImageDriver, _ request: OpenRequest) throws(DiskError) -> Bool {
+        guard let backend = try driver.open(request) as? any RelocatingBackend else { return false }
+        backend.allowRelocation()
+        let disk = Disk(
+            chain: Chain(topFirst: [Layer(backend, path: request.path)]), cache: request.cache, lockedFiles: [],
+            isWritable: true, lazyFlushInterval: 0)
+        try disk.close()
+        return true
     }
 }

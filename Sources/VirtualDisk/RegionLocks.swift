@@ -61,6 +61,17 @@ final class RegionLocks: @unchecked Sendable {  // the words are only accessed a
         if let second = unsafe second { unsafe Self.take(second) }
     }
 
+    /// The same, if nobody has a region of the range, or waits for one. Answers whether it was locked.
+    func tryLockExclusive(_ offset: UInt64, _ length: UInt64) -> Bool {
+        let (first, second) = unsafe locks(offset, length)
+        guard unsafe clinux_compare_exchange32(first, 0, Self.exclusive) else { return false }
+        guard let second = unsafe second, unsafe !clinux_compare_exchange32(second, 0, Self.exclusive) else {
+            return true
+        }
+        unsafe Self.giveBack(first)
+        return false
+    }
+
     func unlockExclusive(_ offset: UInt64, _ length: UInt64) {
         let (first, second) = unsafe locks(offset, length)
         if let second = unsafe second { unsafe Self.giveBack(second) }

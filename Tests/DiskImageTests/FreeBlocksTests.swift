@@ -75,3 +75,27 @@ struct FreeBlocksTests {
         #expect(free.runs.count { $0.count == 3 } == 8)
     }
 }
+
+extension FreeBlocksTests {
+    /// Runs go in and come out at the file's end, piece by piece, whatever was added in between.
+    @Test func theLastRunIsTakenAtTheEndAlone() {
+        var free = FreeBlocks(blockSize: 1)
+        free.add(.init(offset: 10, count: 5, isZero: false))
+        free.add(.init(offset: 90, count: 10, isZero: true))
+        free.add(.init(offset: 80, count: 10, isZero: false))
+        free.add(.init(offset: 0, count: 0, isZero: false))
+        #expect(free.count == 25)
+        #expect(free.takeLast(endingAt: 99) == nil && free.takeLast(endingAt: 101) == nil)
+        #expect(free.takeLast(endingAt: 100) == .init(offset: 90, count: 10, isZero: true))
+        #expect(free.takeLast(endingAt: 90) == .init(offset: 80, count: 10, isZero: false))
+        #expect(free.takeLast(endingAt: 80) == nil)
+        #expect(free.take(9) == .init(offset: 10, count: 5, isZero: false))
+        #expect(free.isEmpty && free.takeLast(endingAt: 10) == nil)
+    }
+
+    @Test func tooManyRunsAreForgotten() {
+        var free = FreeBlocks(blockSize: 1, limit: 4)
+        for number in 0..<UInt64(10) { free.add(.init(offset: number * 10, count: 2, isZero: false)) }
+        #expect(free.count == 8)
+    }
+}
