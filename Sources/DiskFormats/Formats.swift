@@ -5,6 +5,7 @@ public enum Formats {
     /// All of them, in the order in which a file is offered to them; raw, which takes anything, is the last.
     public static let all = FormatRegistry([
         VMDKDriver(),
+        VDIDriver(),
         QEDDriver(),
         VHDDriver(),
         OverlayDriver(),

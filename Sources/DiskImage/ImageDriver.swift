@@ -66,6 +66,13 @@ public struct OpenRequest: Sendable {
         self.formatOptions = formatOptions
     }
 
+    /// The same request by a checker, to which nothing is refused that it is to look at.
+    public var withoutConsistencyChecks: OpenRequest {
+        OpenRequest(
+            storage: storage, path: path, mode: mode, cache: cache, companions: companions,
+            skipsConsistencyChecks: true)
+    }
+
     /// Whether files are opened for writing.
     public var isWritable: Bool { mode == .readWrite }
 }

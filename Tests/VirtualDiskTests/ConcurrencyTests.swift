@@ -13,6 +13,7 @@ struct ConcurrencyTests {
             "small grains over large ones", "large grains over small ones", "over a compressed stream",
             "four images of four kinds", "overlay over grains", "overlay of 4 KiB blocks over a smaller raw base",
             "QED, small clusters over large ones", "QED over VMDK grains",
+            "VDI, 4 KiB blocks", "VDI over VDI", "four VDIs",
         ].contains(kind.name) || kind.name.hasPrefix("VHD")
     }
 

@@ -124,6 +124,7 @@ enum Peer {
 
     /// qemu-img finds nothing wrong with an image and reads in it, with its parents, what `model` holds.
     static func expectAgreement(_ kind: DiskKind, _ path: String, _ model: DiskModel, _ context: String) throws {
+        if path.hasSuffix(".vdi") { try VDIReader.expectAgreement(kind, path, model, context) }
         guard kind.isReadByPeer else { return }
         let copy = path + ".model"
         let storage = try FileStorage(creating: copy)

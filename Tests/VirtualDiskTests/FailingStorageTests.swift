@@ -32,6 +32,9 @@ struct FailingStorageTests {
         var options: [String: String] = [:]
         /// The parent's format.
         var parentFormat = "vmdk"
+        /// Whether blocks are moved to make the file shorter: nobody asked for that, and if there is no room for it,
+        /// nobody is told.
+        var movesBlocks = false
         var testDescription: String { name }
 
         var topName: String { "top.\(format)" }
@@ -55,7 +58,8 @@ struct FailingStorageTests {
             let plan = FaultPlan(event: event, errno: fault.errno, lasts: fault.lasts)
             let context = "\(layout.name), \(fault.name), event \(event) of \(count)"
             let errors = try session(plan, layout, context)
-            #expect(errors > 0 && plan.failures > 0, "\(context): nobody was told")
+            let isOptional = layout.movesBlocks && fault.errno == 28
+            #expect((errors > 0 || isOptional) && plan.failures > 0, "\(context): nobody was told")
         }
     }
 

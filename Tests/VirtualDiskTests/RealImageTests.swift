@@ -25,7 +25,7 @@ struct RealImageTests {
 
     /// All images of formats that are known here.
     static let images: [Image] = manifest.filter {
-        ["vmdk", "raw", "vhd"].contains($0.format) && ["image", "truth", "hostile"].contains($0.role)
+        ["vmdk", "vdi", "vhd", "raw"].contains($0.format) && ["image", "truth", "hostile"].contains($0.role)
             && $0.path != emptyVHD
     }
 
