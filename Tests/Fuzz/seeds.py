@@ -126,6 +126,37 @@ def vhds(folder):
             seed(folder, f"vhd-child-{block >> 10}-{how}", how, image, b"\x22" * size)
 
 
+def vdis(folder):
+    """VDIs of every kind, by the tests' own program, and one of qemu-img's; children lie over another."""
+    reader = os.path.join(os.path.dirname(__file__), "..", "Readers", "vdi.py")
+    ids = ["5f0c6e8e-91a6-4a71-9e5d-0b1c2d3e4f50", "6a1d7f9f-a2b7-4b82-8f6e-1c2d3e4f5061"]
+    with tempfile.TemporaryDirectory() as work:
+        raw, changed, base, image = (os.path.join(work, name) for name in ("raw", "changed", "b.vdi", "a.vdi"))
+        content = b"\x11" * 30000 + bytes(40000) + os.urandom(20000) + bytes(10352)
+        for path, data in ((raw, content), (changed, content[:25000] + bytes(20000) + content[45000:])):
+            with open(path, "wb") as file:
+                file.write(data)
+
+        def make(*arguments):
+            subprocess.run(["python3", reader, "make", *arguments], check=True)
+
+        child = ["--over", raw, "--parent", ids[0]]
+        make(raw, base, "--block", "8192", "--uuid", ids[0], "--modification", ids[1])
+        below = open(base, "rb").read()
+        for name, arguments in (
+                ("dynamic", ["--block", "4096"]), ("small", ["--block", "512", "--align", "4"]),
+                ("fixed", ["--block", "4096", "--type", "2"]), ("extra", ["--block", "4096", "--extra", "512"]),
+                ("old", ["--block", "8192", "--version", "0.0"]), ("zero-expand", ["--block", "4096", "--flags", "256"]),
+                ("child", ["--block", "4096", "--type", "4", *child, "--parent-modification", ids[1]]),
+                ("old-child", ["--block", "16384", "--version", "0.1", "--type", "3", *child])):
+            make(changed if "child" in name else raw, image, *arguments)
+            for how in (0, 1, 3, 5, 7):
+                seed(folder, f"vdi-{name}-{how}", how, open(image, "rb").read(), below)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "vdi", image, "2M"], check=True)
+        for how in (0, 1, 5):
+            seed(folder, f"vdi-empty-{how}", how, open(image, "rb").read())
+
+
 SECTOR = 512
 TABLES = {
     "gpt": (["sfdisk", "-q", "DISK"], "label: gpt\nsize=10M,type=U\nsize=5M,name=two\n"),
@@ -185,5 +216,5 @@ def partitions(folder):
 
 if __name__ == "__main__":
     os.makedirs(sys.argv[2], exist_ok=True)
-    for make in {"fuzz": [images, overlays, qed, vhds], "fuzz-partitions": [partitions]}[sys.argv[1]]:
+    for make in {"fuzz": [images, overlays, qed, vhds, vdis], "fuzz-partitions": [partitions]}[sys.argv[1]]:
         make(sys.argv[2])
