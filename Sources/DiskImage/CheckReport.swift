@@ -53,15 +53,19 @@ public struct CheckReport: Sendable {
         if findings.count < Self.limit { findings.append(finding) }
     }
 
-    /// All findings of a severity are repaired now.
-    public mutating func markRepaired(_ severity: Severity) {
-        for index in findings.indices where findings[index].severity == severity { findings[index].isRepaired = true }
-        repairedCounts[severity] = counts[severity]
-    }
-
     /// How many findings of a severity are still there.
     public func remaining(_ severity: Severity) -> Int {
         (counts[severity] ?? 0) - (repairedCounts[severity] ?? 0)
+    }
+
+    /// All findings of these severities have been repaired after they were found.
+    public mutating func markRepaired(_ severities: [Severity]) {
+        for index in findings.indices where severities.contains(findings[index].severity) {
+            findings[index].isRepaired = true
+        }
+        for severity in severities {
+            if let count = counts[severity] { repairedCounts[severity] = count }
+        }
     }
 
     /// Adds all findings of another report.

@@ -13,14 +13,16 @@ public struct Extent: Equatable, Sendable {
         /// They lie compressed in one of the image's storages; only the back end can read them.
         case encoded
         /// They lie, as they are, in one of the image's storages, but must not be overwritten there as data is: a write
-        /// reserves first, also where the reservation turns out to be the same place.
+        /// reserves first, also where the reservation turns out to be the same place. So it is where the image must be
+        /// told before, or where an internal snapshot has the same block.
         case frozen
 
         /// Whether they lie in a storage as they are.
         @inlinable public var isStored: Bool { self == .data || self == .frozen }
     }
 
-    /// Where they begin in the storage, in bytes (data, frozen), or where the encoded block begins (encoded); else 0.
+    /// Where they begin in the storage, in bytes (data, frozen); what the back end needs to find the
+    /// encoded block (encoded); else 0.
     public var fileOffset: UInt64
     /// How many bytes of the disk they are.
     public var length: UInt64

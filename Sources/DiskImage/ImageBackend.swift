@@ -72,10 +72,13 @@ public protocol ImageBackend: AnyObject, Sendable {
 
     /// What a person asks about the image beyond its size, in the order in which to show it.
     var properties: [ImageProperty] { get }
+    /// The internal snapshots that it holds, the oldest first as a rule.
+    var snapshots: [InternalSnapshot] { get }
 }
 
 extension ImageBackend {
     public func prepareForUse() throws(DiskError) {}
+    public var snapshots: [InternalSnapshot] { [] }
 
     /// Most formats store what is written.
     public var dropsZeroBlocks: Bool { false }
@@ -150,5 +153,26 @@ public struct ParentLink: Sendable, Equatable {
         self.uuid = uuid
         self.format = format
         self.mustBeRecognized = mustBeRecognized
+    }
+}
+
+/// A state of a disk that its own image keeps beside the present one.
+public struct InternalSnapshot: Sendable, Equatable {
+    /// The number or word that stands for it in its image.
+    public let id: String
+    public let name: String
+    /// The size of the disk at that time, in bytes.
+    public let virtualSize: UInt64
+    /// When it was made, in seconds since 1970.
+    public let date: UInt64
+    /// Bytes of a virtual machine's memory and devices that were saved with it; 0: of the disk alone.
+    public let machineStateSize: UInt64
+
+    public init(id: String, name: String, virtualSize: UInt64, date: UInt64, machineStateSize: UInt64) {
+        self.id = id
+        self.name = name
+        self.virtualSize = virtualSize
+        self.date = date
+        self.machineStateSize = machineStateSize
     }
 }

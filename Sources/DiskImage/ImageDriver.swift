@@ -15,13 +15,14 @@ public struct FormatCapabilities: OptionSet, Sendable {
     public static let check = FormatCapabilities(rawValue: 1 << 7)
     public static let compressed = FormatCapabilities(rawValue: 1 << 8)
     public static let stream = FormatCapabilities(rawValue: 1 << 9)
+    public static let snapshots = FormatCapabilities(rawValue: 1 << 10)
 
     /// The names for people and machines, in order.
     public var names: [String] {
         let all: [(FormatCapabilities, String)] = [
             (.read, "read"), (.write, "write"), (.createFixed, "create-fixed"), (.createDynamic, "create-dynamic"),
             (.createSplit, "create-split"), (.differencing, "differencing"), (.discard, "discard"),
-            (.check, "check"), (.compressed, "compressed"), (.stream, "stream"),
+            (.check, "check"), (.compressed, "compressed"), (.stream, "stream"), (.snapshots, "snapshots"),
         ]
         return all.filter { contains($0.0) }.map(\.1)
     }
@@ -52,10 +53,13 @@ public struct OpenRequest: Sendable {
     public let skipsConsistencyChecks: Bool
     /// What one format alone understands, by name (`vhd-size`); the others do not look at it.
     public let formatOptions: [String: String]
+    /// The name or ID of the internal snapshot that is wanted instead of the image's present state; only drivers with
+    /// ``FormatCapabilities/snapshots`` are asked for one, and only for reading.
+    public let snapshot: String?
 
     public init(
         storage: any Storage, path: String, mode: OpenMode, cache: TableCache, companions: any CompanionOpener,
-        skipsConsistencyChecks: Bool = false, formatOptions: [String: String] = [:]
+        skipsConsistencyChecks: Bool = false, formatOptions: [String: String] = [:], snapshot: String? = nil
     ) {
         self.storage = storage
         self.path = path
@@ -64,13 +68,14 @@ public struct OpenRequest: Sendable {
         self.companions = companions
         self.skipsConsistencyChecks = skipsConsistencyChecks
         self.formatOptions = formatOptions
+        self.snapshot = snapshot
     }
 
     /// The same request by a checker, to which nothing is refused that it is to look at.
     public var withoutConsistencyChecks: OpenRequest {
         OpenRequest(
             storage: storage, path: path, mode: mode, cache: cache, companions: companions,
-            skipsConsistencyChecks: true)
+            skipsConsistencyChecks: true, formatOptions: formatOptions, snapshot: snapshot)
     }
 
     /// Whether files are opened for writing.
@@ -84,7 +89,8 @@ public protocol CompanionOpener: Sendable {
     func openCompanion(
         _ name: String, of imagePath: String, isWritable: Bool, what: String
     ) throws(DiskError) -> (storage: any Storage, path: String)
-    /// Creates a new file of an image that is being made at `imagePath`; `name` has no folder part.
+    /// Creates a new file of an image that is being made at `imagePath`, and answers its full path too; `name` has no
+    /// folder part.
     func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String)
 }
 

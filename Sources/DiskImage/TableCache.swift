@@ -15,14 +15,14 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
     /// What is true of a slot besides its content; guarded by the lock.
     struct Slot {
         /// The sectors that changed since they were last written, a bit each, by order of writing.
-        var dirty = InlineArray<4, UInt8>(repeating: 0)
+        var dirty = InlineArray<5, UInt8>(repeating: 0)
         /// The set that will write it.
         var owner: UInt32 = 0
         /// Its page is being read from its file.
         var isFilling = false
         /// Its changes are being written.
         var isWriting = false
-        var isDirty: Bool { dirty[0] | dirty[1] | dirty[2] | dirty[3] != 0 }
+        var isDirty: Bool { dirty[0] | dirty[1] | dirty[2] | dirty[3] | dirty[4] != 0 }
         var canBeTaken: Bool { !isFilling && !isWriting && !isDirty }
     }
 
@@ -102,6 +102,18 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
     func store64(_ fileTag: UInt64, _ offset: UInt64, _ value: UInt64, _ order: WriteOrder) throws(DiskError) -> Bool {
         try withPage(fileTag | offset >> 12) { slot, state -> Bool in
             unsafe clinux_store64_relaxed(index.place(slot, offset), value)
+            markDirty(slot, sector: Int(offset & 4095) / 512, order, &state)
+            return true
+        } != nil
+    }
+
+    /// Stores two 64-bit words at `offset`, a multiple of 16, at once; see ``store32(_:_:_:_:)``.
+    func storePair(
+        _ fileTag: UInt64, _ offset: UInt64, _ first: UInt64, _ second: UInt64, _ order: WriteOrder
+    ) throws(DiskError) -> Bool {
+        try withPage(fileTag | offset >> 12) { slot, state -> Bool in
+            unsafe clinux_store64_relaxed(index.place(slot, offset), first)
+            unsafe clinux_store64_relaxed(index.place(slot, offset + 8), second)
             markDirty(slot, sector: Int(offset & 4095) / 512, order, &state)
             return true
         } != nil

@@ -6,12 +6,17 @@ public import DiskStorage
 public enum WriteOrder: Int, Sendable, CaseIterable {
     /// Records of which space is taken (free pointers, refcounts): before anything that points there.
     case allocation = 0
+    /// Entries that point to such records: after these, and before anything that they vouch for.
+    case allocationDirectory = 1
     /// Entries that point to guest data.
-    case entry = 1
+    case entry = 2
     /// Entries that point to tables.
-    case directory = 2
+    case directory = 3
     /// What points to everything.
-    case header = 3
+    case header = 4
+
+    /// What such a write is for.
+    var purpose: StoragePurpose { rawValue <= Self.allocationDirectory.rawValue ? .allocation : .table }
 }
 
 /// The tables of one open image: the files they lie in and the changes that wait to be written, in order.
@@ -141,7 +146,7 @@ public final class TableSet: Sendable {
             let count = min(UInt64(run.bytes.count), file.end - min(file.end, run.offset))
             try run.bytes.withIOBytes { (bytes) throws(DiskError) in
                 try file.storage.write(
-                    bytes.slice(0, Int(count)), at: run.offset, for: run.order == .allocation ? .allocation : .table)
+                    bytes.slice(0, Int(count)), at: run.offset, for: run.order.purpose)
             }
             touched[run.file] = file.storage
         }
@@ -204,5 +209,14 @@ public struct Table: @unchecked Sendable {  // the cache behind it does its own 
     /// Stores a little-endian 64-bit entry. False: flush the set first, then store again.
     public func store64(_ value: UInt64, at offset: UInt64, _ order: WriteOrder) throws(DiskError) -> Bool {
         unsafe try cache.takeUnretainedValue().store64(tag, offset, value.littleEndian, order)
+    }
+
+    /// Stores two little-endian 64-bit words that are one entry, at `offset` (a multiple of 16), so that no flush sees
+    /// one without the other. (Who reads meanwhile may.) False: flush the set first, then store again.
+    public func storePair(
+        _ first: UInt64, _ second: UInt64, at offset: UInt64, _ order: WriteOrder
+    ) throws(DiskError) -> Bool {
+        unsafe try cache.takeUnretainedValue().storePair(
+            tag, offset, first.littleEndian, second.littleEndian, order)
     }
 }

@@ -11,6 +11,10 @@ extension Disk {
     /// ``DiskError/Kind/locked`` where another process is in the way.
     public static func open(_ path: String, options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
         let opener = ChainOpener(options: options)
+        guard options.snapshot == nil || !options.isWritable || options.overlay != nil else {
+            throw DiskError(
+                .invalidArgument, "an internal snapshot cannot be written; with an overlay its disk can", image: path)
+        }
         let mode: OpenMode = options.isWritable && options.overlay == nil ? .readWrite : .readOnly
         var layers = try opener.open(path, mode: mode, withParents: true)
         if mode == .readWrite {
@@ -40,7 +44,14 @@ struct ChainOpener {
     func open(_ path: String, mode: OpenMode, withParents: Bool) throws(DiskError) -> [Layer] {
         let file = try finder.open(path, isWritable: mode == .readWrite)
         let driver = try driver(for: file.storage, path: path, mode: mode)
-        var layers = [try openLayer(driver, file.storage, file.path, mode, shownAs: path)]
+        if let snapshot = options.snapshot, !driver.capabilities.contains(.snapshots) {
+            throw DiskError(
+                .unsupported, "has no internal snapshot '\(snapshot)': the format \(driver.name) stores none",
+                image: path)
+        }
+        var layers = [
+            try openLayer(driver, file.storage, file.path, mode, shownAs: path, snapshot: options.snapshot)
+        ]
         var seen = [file.identity: path]
         while withParents, let link = layers[layers.count - 1].backend.parentLink {
             let child = layers[layers.count - 1]
@@ -66,11 +77,12 @@ struct ChainOpener {
     }
 
     func openLayer(
-        _ driver: any ImageDriver, _ storage: any Storage, _ path: String, _ mode: OpenMode, shownAs name: String
+        _ driver: any ImageDriver, _ storage: any Storage, _ path: String, _ mode: OpenMode, shownAs name: String,
+        snapshot: String? = nil
     ) throws(DiskError) -> Layer {
         let request = OpenRequest(
             storage: storage, path: path, mode: mode, cache: cache, companions: finder,
-            formatOptions: options.formatOptions)
+            formatOptions: options.formatOptions, snapshot: snapshot)
         do throws(DiskError) {
             return Layer(try driver.open(request), path: name)
         } catch {

@@ -8,6 +8,8 @@ public struct DiskOptions: Sendable {
     public var format: String?
     /// What one format alone understands, for all images of the chain, by name: `vhd-size` (`chs` or `current`).
     public var formatOptions: [String: String] = [:]
+    /// The name or ID of the top image's internal snapshot that is shown, read-only, instead of its present state.
+    public var snapshot: String?
     /// Folders from which parents and extents may come, besides those of the images that name them.
     public var allowedFolders: [String]
     /// The memory for cached mapping tables in bytes.

@@ -255,7 +255,7 @@ struct FileFinder: CompanionOpener {
         let path = FilePath(Self.folder(of: imagePath)).appending(name).string
         let file = try FileStorage(creating: path)
         created.withLock { $0.append(path) }
-        return (wrap?(file) ?? file, path)
+        return (wrap?(file) ?? file, FilePath(Self.realFolder(of: imagePath)).appending(name).string)
     }
 
     /// Creates a file that the user named, readable by its owner alone.

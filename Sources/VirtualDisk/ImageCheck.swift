@@ -21,7 +21,7 @@ public enum ImageCheck {
             if repair, report.remaining(.leak) > 0, try closeHoles(driver, request),
                 try driver.check(request, repair: false).counts[.leak] == nil
             {
-                report.markRepaired(.leak)
+                report.markRepaired([.leak])
             }
             return report
         } catch {

@@ -26,6 +26,8 @@ public struct ImageInformation: Sendable {
     public let identity: ImageIdentity
     /// What the format tells beyond that.
     public let properties: [ImageProperty]
+    /// The internal snapshots that it holds.
+    public let snapshots: [InternalSnapshot]
 
     init(_ layer: Layer) throws(DiskError) {
         let backend = layer.backend
@@ -46,6 +48,7 @@ public struct ImageInformation: Sendable {
         parent = backend.parentLink
         identity = backend.identity
         properties = backend.properties
+        snapshots = backend.snapshots
     }
 
     /// Looks at the image at `path`, and with `wholeChain` at all its parents, the top one first. Takes no lock and
