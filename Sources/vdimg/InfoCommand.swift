@@ -2,6 +2,7 @@ import ArgumentParser
 import CommandSupport
 import DiskImage
 import DiskStorage
+import Glibc
 import VirtualDisk
 
 /// `vdimg info`: what an image, or each of its chain, is.
@@ -44,11 +45,33 @@ struct InfoCommand: ParsableCommand {
         if image.sectorSize != 512 { rows.append(("sector size", "\(image.sectorSize) bytes")) }
         rows += image.properties.map { ($0.title, $0.value) }
         for file in image.files.dropFirst() { rows.append(("file", file)) }
+        rows += image.snapshots.map { ("internal snapshot", describe($0)) }
         let width = rows.map(\.0.count).max() ?? 0
         for (title, value) in rows {
             print(title + ":" + String(repeating: " ", count: width - title.count + 1) + value)
         }
     }
+}
+
+/// `ID, NAME, made at TIME, SIZE`, and what was saved of a machine.
+private func describe(_ snapshot: InternalSnapshot) -> String {
+    var seconds = time_t(clamping: snapshot.date)
+    var fields = unsafe tm()
+    unsafe gmtime_r(&seconds, &fields)
+    func two(_ number: Int32) -> String { number < 10 ? "0\(number)" : "\(number)" }
+    let day = unsafe "\(Int(fields.tm_year) + 1900)-\(two(fields.tm_mon + 1))-\(two(fields.tm_mday))"
+    let time = unsafe "\(two(fields.tm_hour)):\(two(fields.tm_min)):\(two(fields.tm_sec))"
+    let machine =
+        snapshot.machineStateSize > 0 ? ", with \(humanSize(snapshot.machineStateSize)) of machine state" : ""
+    return "\(printable(snapshot.id)), \(printable(snapshot.name)), made \(day) \(time) UTC, "
+        + "\(humanSize(snapshot.virtualSize))\(machine)"
+}
+
+/// Text from an image, without what would act on a terminal.
+private func printable(_ text: String) -> String {
+    var result = ""
+    result.unicodeScalars.append(contentsOf: text.unicodeScalars.map { $0.value < 32 || $0.value == 127 ? "?" : $0 })
+    return result
 }
 
 /// An image as JSON shows it.
@@ -64,6 +87,22 @@ struct ImageRecord: Encodable {
     let isDifferencing: Bool
     let parentPaths: [String]
     let properties: [String: String]
+    let snapshots: [SnapshotRecord]
+
+    /// An internal snapshot.
+    struct SnapshotRecord: Encodable {
+        let id: String
+        let name: String
+        let virtualSize: UInt64
+        let date: UInt64
+        let machineStateSize: UInt64
+
+        enum CodingKeys: String, CodingKey {
+            case id, name, date
+            case virtualSize = "virtual-size"
+            case machineStateSize = "machine-state-size"
+        }
+    }
 
     init(_ information: ImageInformation) {
         image = information.path
@@ -77,10 +116,15 @@ struct ImageRecord: Encodable {
         isDifferencing = information.parent != nil
         parentPaths = information.parent?.paths ?? []
         properties = Dictionary(information.properties.map { ($0.key, $0.value) }) { first, _ in first }
+        snapshots = information.snapshots.map {
+            SnapshotRecord(
+                id: $0.id, name: $0.name, virtualSize: $0.virtualSize, date: $0.date,
+                machineStateSize: $0.machineStateSize)
+        }
     }
 
     enum CodingKeys: String, CodingKey {
-        case image, format, files, properties
+        case image, format, files, properties, snapshots
         case virtualSize = "virtual-size"
         case blockSize = "block-size"
         case sectorSize = "sector-size"

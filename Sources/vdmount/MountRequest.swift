@@ -8,6 +8,7 @@ struct MountRequest {
     var format: String?
     /// Which of a VHD's sizes counts: `chs` or `current`.
     var vhdSize: String?
+    var snapshot: String?
     var allowedFolders: [String] = []
     var isForeground = false
     /// Whether the daemon gives up what it does not need once it serves.
@@ -61,6 +62,7 @@ struct MountRequest {
         case "overlay-dir": overlayFolder = try required(value, name)
         case "format": format = try required(value, name)
         case "vhd-size": vhdSize = try required(value, name)
+        case "snapshot": snapshot = try required(value, name)
         case "allow-dir": allowedFolders.append(try required(value, name))
         case "log-level": logLevel = try required(value, name)
         case "log-file": logFile = try required(value, name)
@@ -100,6 +102,7 @@ struct MountRequest {
         }
         add("format", format)
         add("vhd-size", vhdSize)
+        add("snapshot", snapshot)
         for folder in allowedFolders { add("allow-dir", folder) }
         add("log-level", logLevel)
         add("log-file", logFile)

@@ -54,6 +54,7 @@ struct RunningMount {
     private static func options(_ request: MountRequest) -> DiskOptions {
         var options = DiskOptions(
             isWritable: request.isWritable, format: request.format, allowedFolders: request.allowedFolders)
+        options.snapshot = request.snapshot
         options.overlay = request.overlay
         // The session does it: a timer of the disk's would be a thread before the process is confined.
         options.lazyFlushInterval = 0

@@ -83,6 +83,12 @@ struct VDMount: ParsableCommand {
     var vhdSize: String?
 
     @Option(
+        help: ArgumentHelp(
+            "Show the image's internal snapshot of that name or ID, read-only ('vdimg info' lists them).",
+            valueName: "NAME"))
+    var snapshot: String?
+
+    @Option(
         name: .customLong("allow-dir"),
         help: ArgumentHelp("Parents and extents may also come from DIR (repeatable).", valueName: "DIR"),
         completion: .directory)
@@ -148,6 +154,13 @@ struct VDMount: ParsableCommand {
         request.vhdSize = vhdSize ?? request.vhdSize
         if let rule = request.vhdSize, !["chs", "current"].contains(rule) {
             throw ValidationError("--vhd-size takes chs or current, not '\(rule)'")
+        }
+        request.snapshot = snapshot ?? request.snapshot
+        if request.snapshot != nil, isWritable || request.isWritable, !request.hasOverlay, overlay == false,
+            overlayFile == nil
+        {
+            throw ValidationError(
+                "an internal snapshot is read-only: leave out --rw (in fstab: say ro), or add --overlay")
         }
         request.allowedFolders += allowedFolders
         request.tableCacheSize = tableCache?.bytes ?? request.tableCacheSize
