@@ -31,13 +31,14 @@ let package = Package(
         .systemLibrary(name: "CFuse3", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
         .systemLibrary(name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
         .systemLibrary(name: "CSeccomp", pkgConfig: "libseccomp", providers: [.apt(["libseccomp-dev"])]),
+        .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .target(name: "CLinux"),
 
         .target(name: "DiskStorage", dependencies: ["CLinux", systemPackage], swiftSettings: strict),
         .target(name: "DiskImage", dependencies: ["DiskStorage", "CLinux"], swiftSettings: strict),
         .target(name: "DiskPartitions", dependencies: ["DiskStorage", "CDeflate"], swiftSettings: strict),
         .target(
-            name: "DiskFormats", dependencies: ["DiskImage", "DiskPartitions", "DiskStorage", "CDeflate"],
+            name: "DiskFormats", dependencies: ["DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CZstd"],
             swiftSettings: strict),
         .target(
             name: "VirtualDisk",

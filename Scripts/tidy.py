@@ -22,14 +22,14 @@ ALLOWED_IMPORTS = {
     "DiskStorage": STORAGE_IMPORTS,
     "DiskImage": STORAGE_IMPORTS | {"DiskStorage"},
     "DiskPartitions": {"DiskStorage", "CDeflate"},
-    "DiskFormats": {"DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "Glibc"},
+    "DiskFormats": {"DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CZstd", "Glibc"},
     "VirtualDisk": {"DiskFormats", "DiskImage", "DiskPartitions", "DiskStorage", "CLinux", "SystemPackage", "Dispatch",
                     "Glibc"},
     "CommandSupport": {"ArgumentParser", "FoundationEssentials"},
     "FuseHost": {"FuseShim", "Dispatch", "Glibc", "Synchronization"},
 }
 PROGRAMS = {"vdmount", "vdumount", "vdimg"}
-SHARED_FORMAT_FOLDERS = {"Compression"}
+SHARED_FORMAT_FOLDERS = {"Compression", "Shared"}
 FORMAT_NAMES = ["VMDK", "VDI", "VHDX", "VHD", "QED", "QCOW2", "QCOW", "VCI"]
 
 findings = []

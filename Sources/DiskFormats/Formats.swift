@@ -6,6 +6,8 @@ public enum Formats {
     public static let all = FormatRegistry([
         VMDKDriver(),
         VDIDriver(),
+        QCOW2Driver(),
+        QCOWDriver(),
         QEDDriver(),
         VHDDriver(),
         OverlayDriver(),

@@ -56,7 +56,7 @@ struct DiskKind: Sendable, CustomTestStringConvertible {
             let parent = index > 0 ? images[index - 1] : nil
             if image.isStream {
                 model = randomContent(of: image.size, pool, &generator)
-                try makeStream(path, model, folder)
+                try makeStream(image, path, model, folder)
                 continue
             }
             var new = NewImage(path: path)
@@ -84,8 +84,16 @@ struct DiskKind: Sendable, CustomTestStringConvertible {
         return model
     }
 
-    private func makeStream(_ path: String, _ model: DiskModel, _ folder: TemporaryFolder) throws {
+    private func makeStream(
+        _ image: Image, _ path: String, _ model: DiskModel, _ folder: TemporaryFolder
+    ) throws {
         let source = try folder.write(model.bytes, to: "stream-source.raw")
+        if image.file.hasSuffix(".qcow2") {
+            let type = image.options["compression_type"] ?? "zlib"
+            try Peer.run(
+                "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=\(type)", source, path)
+            return
+        }
         try Peer.run(
             "qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", source, path)
     }

@@ -25,7 +25,7 @@ struct RealImageTests {
 
     /// All images of formats that are known here.
     static let images: [Image] = manifest.filter {
-        ["vmdk", "vdi", "vhd", "raw"].contains($0.format) && ["image", "truth", "hostile"].contains($0.role)
+        ["vmdk", "vdi", "vhd", "qcow2", "raw"].contains($0.format) && ["image", "truth", "hostile"].contains($0.role)
             && $0.path != emptyVHD
     }
 
@@ -39,8 +39,8 @@ struct RealImageTests {
         return String(decoding: bytes, as: UTF8.self).split(separator: "\n").dropFirst().map { line in
             let fields = line.split(separator: "\t", omittingEmptySubsequences: false).map { String($0) }
             return Image(
-                format: fields[0], path: fields[1], role: fields[2], virtualSize: UInt64(fields[5]), diskHash: fields[7]
-            )
+                format: fields[0], path: fields[1], role: fields[2], virtualSize: UInt64(fields[5]),
+                diskHash: fields[7])
         }
     }()
 
@@ -80,10 +80,12 @@ struct RealImageTests {
         #expect(image.virtualSize == 136_365_211_648)
     }
 
-    /// Puts an image and the extents of its folder into `files`, and answers its path there.
+    /// Puts an image and the extents of its folder, or the images of its chain, into `files`, and answers its path
+    /// there.
     private static func unpack(_ image: Image, into files: TemporaryFolder) throws -> String {
         let companions = manifest.filter {
-            $0.folder == image.folder && ["extent", "synthetic"].contains($0.role)
+            $0.folder == image.folder && $0.path != image.path
+                && (["extent", "synthetic"].contains($0.role) || image.folder.hasSuffix("-chain"))
         }
         for file in [image] + companions {
             let name = file.path.dropFirst(image.folder.count + 1)

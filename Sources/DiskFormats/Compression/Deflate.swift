@@ -1,7 +1,8 @@
 internal import CDeflate
 internal import DiskStorage
 
-/// DEFLATE in its zlib wrapping (RFC 1950, RFC 1951), by libdeflate. All pointers to that library are in this file.
+/// DEFLATE (RFC 1951), in its zlib wrapping (RFC 1950) or without one, by libdeflate. All pointers to that library are
+/// in this file.
 enum Deflate {
     /// Decompressors that are not in use: one allocation serves all later calls.
     private static let idle = Locked<[Decompressor]>([])
@@ -14,6 +15,13 @@ enum Deflate {
         let decompressor = try takeDecompressor()
         defer { idle.withLock { if $0.count < idleLimit { $0.append(decompressor) } } }
         return try decompressor.inflateZlib(input, into: output)
+    }
+
+    /// The same for a deflate stream without any wrapping.
+    static func inflate(_ input: IOBytes, into output: IOBuffer) throws(DiskError) -> Int {
+        let decompressor = try takeDecompressor()
+        defer { idle.withLock { if $0.count < idleLimit { $0.append(decompressor) } } }
+        return try decompressor.inflate(input, into: output)
     }
 
     private static func takeDecompressor() throws(DiskError) -> Decompressor {
@@ -40,12 +48,29 @@ enum Deflate {
             // Both memories are lent for the call, with their lengths.
             let result = unsafe libdeflate_zlib_decompress_ex(
                 state, input.pointer, input.count, output.pointer, output.count, &taken, &count)
+            try check(result, "zlib", input.count, output.count)
+            return count
+        }
+
+        func inflate(_ input: IOBytes, into output: IOBuffer) throws(DiskError) -> Int {
+            var taken = 0
+            var count = 0
+            // Both memories are lent for the call, with their lengths.
+            let result = unsafe libdeflate_deflate_decompress_ex(
+                state, input.pointer, input.count, output.pointer, output.count, &taken, &count)
+            try check(result, "deflate", input.count, output.count)
+            return count
+        }
+
+        private func check(
+            _ result: libdeflate_result, _ kind: StaticString, _ input: Int, _ output: Int
+        ) throws(DiskError) {
             switch result {
-            case LIBDEFLATE_SUCCESS: return count
+            case LIBDEFLATE_SUCCESS: break
             case LIBDEFLATE_INSUFFICIENT_SPACE:
-                throw DiskError(.invalidImage, "compressed data decompresses to more than \(output.count) bytes")
+                throw DiskError(.invalidImage, "compressed data decompresses to more than \(output) bytes")
             default:
-                throw DiskError(.invalidImage, "compressed data is damaged (\(input.count) bytes of a zlib stream)")
+                throw DiskError(.invalidImage, "compressed data is damaged (\(input) bytes of a \(kind) stream)")
             }
         }
     }

@@ -1,0 +1,58 @@
+internal import CZstd
+internal import DiskStorage
+
+/// Zstandard (RFC 8878), by libzstd. All pointers to that library are in this file.
+enum Zstandard {
+    /// Decompressors that are not in use: one allocation serves all later calls.
+    private static let idle = Locked<[Decompressor]>([])
+    /// Decompressors kept for later calls at most.
+    private static let idleLimit = 16
+
+    /// Decompresses the frames at the front of `input` until `output` is full, and ignores what follows them. Fewer
+    /// bytes, or a frame that holds more, are an error.
+    ///
+    /// Each frame goes straight to its place, so that it takes no memory beyond `output`, whatever window it asks for.
+    static func decompress(_ input: IOBytes, into output: IOBuffer) throws(DiskError) {
+        let known = idle.withLock { $0.popLast() }
+        let decompressor = if let known { known } else { try Decompressor() }
+        defer { idle.withLock { if $0.count < idleLimit { $0.append(decompressor) } } }
+        var taken = 0
+        var done = 0
+        while done < output.count {
+            let rest = input.slice(taken, input.count - taken)
+            let (frame, count) = try decompressor.decompressFrame(rest, into: output.slice(done, output.count - done))
+            taken += frame
+            done += count
+        }
+    }
+
+    /// libzstd's decompressor, used by one thread at a time.
+    @safe
+    // Whoever took it from the list of idle ones has it alone.
+    private final class Decompressor: @unchecked Sendable {
+        private let context: OpaquePointer
+
+        init() throws(DiskError) {
+            guard let context = unsafe ZSTD_createDCtx() else {
+                throw .system(12, "get memory for decompression")  // ENOMEM
+            }
+            unsafe self.context = context
+        }
+
+        deinit { unsafe ZSTD_freeDCtx(context) }
+
+        /// Decompresses one frame; answers how many bytes it had, and how many it has become.
+        func decompressFrame(_ input: IOBytes, into output: IOBuffer) throws(DiskError) -> (frame: Int, count: Int) {
+            // Both memories are lent for the calls, with their lengths.
+            let frame = unsafe ZSTD_findFrameCompressedSize(input.pointer, input.count)
+            guard ZSTD_isError(frame) == 0, frame > 0 else { throw Self.damaged(input.count) }
+            let count = unsafe ZSTD_decompressDCtx(context, output.pointer, output.count, input.pointer, frame)
+            guard ZSTD_isError(count) == 0 else { throw Self.damaged(input.count) }
+            return (frame, count)
+        }
+
+        private static func damaged(_ count: Int) -> DiskError {
+            DiskError(.invalidImage, "compressed data is damaged (\(count) bytes of Zstandard frames)")
+        }
+    }
+}

@@ -1,0 +1,112 @@
+internal import DiskImage
+internal import DiskStorage
+
+/// An open QCOW2 image, or one of its internal snapshots.
+// Sendable: what changes is behind the allocator's locks.
+@safe
+final class QCOW2Image: ImageBackend, @unchecked Sendable {
+    let format = "qcow2"
+    let header: QCOW2Header
+    let extensions: QCOW2HeaderExtensions
+    /// The backing file's name as the image has it.
+    let backingName: String?
+    /// The internal snapshot that is shown; nil: the present state.
+    let snapshot: QCOW2Snapshot?
+    let virtualSize: UInt64
+    let isWritable: Bool
+    let sectorSize: UInt32 = 512
+    /// The image's file and, where there is one, the external data file.
+    let storages: [StorageHandle]
+    let files: [String]
+    let tables: TableSet
+    let table: Table
+    let map: QCOW2Map
+    let end: FileEndCell
+    /// Takes clusters; nil if the image is only read.
+    let allocator: QCOW2Allocator?
+    /// Held while an L2 table is made.
+    let addingTable = Locked(false)
+    private let decompressed: DecompressedBlocks
+    private let cache: TableCache
+
+    var blockSize: UInt64 { header.clusterSize }
+    /// Whether the external data file must be the disk also without this image.
+    var keepsRawData: Bool { header.hasDataFile && header.autoclear.contains(.rawExternalData) }
+
+    init(_ opened: QCOW2Opener, _ request: OpenRequest) throws(DiskError) {
+        header = opened.header
+        extensions = opened.extensions
+        backingName = opened.backingName
+        snapshot = opened.snapshot
+        storages = opened.storages
+        files = opened.files
+        isWritable = request.isWritable
+        end = opened.end
+        cache = request.cache
+        tables = TableSet(cache: request.cache)
+        table = tables.table(in: request.storage)
+        virtualSize = opened.snapshot?.diskSize ?? opened.header.size
+        map = QCOW2Map(
+            opened.header, table: table, l1Offset: opened.snapshot?.l1TableOffset ?? opened.header.l1TableOffset,
+            l1Size: UInt64(opened.snapshot?.l1Size ?? opened.header.l1Size),
+            // Nothing is shared where no snapshot can be.
+            tellsSharedClusters: request.isWritable && !opened.header.hasDataFile, end: opened.end.reader)
+        decompressed = DecompressedBlocks(blockSize: opened.header.clusterSize)
+        allocator =
+            request.isWritable
+            ? try QCOW2Allocator(
+                opened.header, handles: opened.storages, tables: tables, table: table, end: opened.end) : nil
+    }
+
+    // MARK: - Translation
+
+    func map(offset: UInt64, length: UInt64, into batch: inout ExtentBatch) throws(DiskError) {
+        try map.map(offset, length, into: &batch)
+    }
+
+    func readEncoded(_ extent: Extent, into buffer: IOBuffer) throws(DiskError) {
+        try decompressed.read(extent.fileOffset, skipping: Int(extent.skip), into: buffer) { () throws(DiskError) in
+            try decompress(QCOW2CompressedCluster(extent.fileOffset, clusterBits: map.clusterBits))
+        }
+    }
+
+    private func decompress(_ cluster: QCOW2CompressedCluster) throws(DiskError) -> [UInt8] {
+        // What was written last may end with the file, before the end of its last sector.
+        let input = try storages[0].storage.availableBytes(
+            at: cluster.offset, count: Int(cluster.count), for: .guestData)
+        var bytes = [UInt8](repeating: 0, count: Int(header.clusterSize))
+        do throws(DiskError) {
+            try bytes.withIOBuffer { (output) throws(DiskError) in
+                try input.withIOBytes { (data) throws(DiskError) in
+                    switch header.compressionType {
+                    case .zstd: try Zstandard.decompress(data, into: output)
+                    case .deflate:
+                        let count = try Deflate.inflate(data, into: output)
+                        guard count == output.count else {
+                            throw DiskError(
+                                .invalidImage, "a compressed cluster holds \(count) of \(output.count) bytes")
+                        }
+                    }
+                }
+            }
+        } catch {
+            throw error.about(storages[0].storage.name).at(cluster.offset)
+        }
+        return bytes
+    }
+
+    // MARK: - Identity
+
+    /// QCOW2 has no identity that a child could record; what a snapshot holds never changes, and has one.
+    var identity: ImageIdentity { ImageIdentity(uuid: snapshot?.uuid) }
+
+    var parentLink: ParentLink? {
+        guard let backingName else { return nil }
+        return ParentLink(
+            paths: [QEMUFileName.path(backingName)],
+            format: extensions.backingFormatName.map(QEMUFileName.format))
+    }
+
+    /// A backing file is what lies where the image says.
+    func checkLink(to parent: any ImageBackend) {}
+}
