@@ -38,7 +38,7 @@ struct QCOWTests {
     }
 
     /// QEMU reads compressed clusters of version 1 and no longer writes them; this writes every second cluster so.
-    private static let writer = """
+    static let writer = """
         import struct, sys, zlib
         data = open(sys.argv[1], 'rb').read()
         bits, l2bits = 12, 9

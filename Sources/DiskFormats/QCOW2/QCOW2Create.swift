@@ -74,7 +74,8 @@ struct QCOW2Creator {
         if header.version >= 3, fixed + table.count <= Int(header.clusterSize) { rest += table }
         rest += QCOW2HeaderExtensions.encode(QCOW2HeaderExtensions.end, [])
         guard fixed <= Int(header.clusterSize) else {
-            throw DiskError(.invalidArgument, "the names have no room in a first cluster of \(header.clusterSize) bytes")
+            throw DiskError(
+                .invalidArgument, "the names have no room in a first cluster of \(header.clusterSize) bytes")
         }
         guard !name.isEmpty else { return }
         guard name.count <= QCOW2Header.backingNameLimit, fixed <= Int(header.clusterSize) else {

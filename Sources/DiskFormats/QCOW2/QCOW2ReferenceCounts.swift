@@ -4,8 +4,8 @@
 struct QCOW2ReferenceCounts {
     /// log2 of the clusters of a page.
     private static let pageBits: UInt64 = 12
-    /// Pages at once: 32 MiB of counts.
-    static let usualPageLimit = 2048
+    /// Pages at once: 16 MiB of counts.
+    static let usualPageLimit = 1024
 
     /// The clusters that are counted.
     private(set) var window: Range<UInt64>

@@ -1,8 +1,8 @@
 /// Which L2 tables of an L1 table have been looked through, a bit for each cluster of the file. In a file of very many
 /// clusters some share a bit; so a table that seems to be known is looked through again, within limits.
 struct QCOW2SeenTables {
-    /// Bits at most: 16 MiB.
-    private static let bitLimit: UInt64 = 1 << 27
+    /// Bits at most: 8 MiB.
+    private static let bitLimit: UInt64 = 1 << 26
     /// Entries of tables that are looked at again.
     private static let repeatLimit: UInt64 = 1 << 22
 
