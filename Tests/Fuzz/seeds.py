@@ -157,6 +157,53 @@ def vdis(folder):
             seed(folder, f"vdi-empty-{how}", how, open(image, "rb").read())
 
 
+def qcow2(folder):
+    """QCOW2 and QCOW images by qemu-img: all kinds of entries, compressed clusters, snapshots, bitmaps, refcounts that
+    are wrong; alone and over a raw disk."""
+    kinds = [("v3", "cluster_size=4096", []), ("v2", "compat=0.10,cluster_size=4096", []),
+             ("small", "cluster_size=512,refcount_bits=1", []), ("wide", "cluster_size=1024,refcount_bits=64", []),
+             ("sub", "cluster_size=16k,extended_l2=on", []), ("meta", "cluster_size=4096,preallocation=metadata", []),
+             ("zip", "cluster_size=4096", ["-c"]), ("zstd", "cluster_size=4096,compression_type=zstd", ["-c"])]
+    with tempfile.TemporaryDirectory() as work:
+        image, base, raw = (os.path.join(work, name) for name in ("a.qcow2", "b.vmdk", "raw"))
+        for path in (base, raw):
+            with open(path, "wb") as file:
+                file.write(b"\x44" * 90000 + bytes(100000) + b"\x55" * 15000)
+                file.truncate(300 << 10)
+        content = open(base, "rb").read()
+
+        def run(*command):
+            subprocess.run(command, check=True, cwd=work, stdout=subprocess.DEVNULL)
+
+        def keep(name, hows=(0, 1, 5)):
+            data = open(image, "rb").read()
+            assert len(data) < 560000, f"{name}: {len(data)} bytes"
+            for how in hows:
+                seed(folder, f"qcow2-{name}-{how}", how, data, content)
+
+        writes = ["-c", "write -P 1 0 9k", "-c", "write -P 2 100k 20k", "-c", "write -z 200k 32k"]
+        for name, options, extra in kinds:
+            run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", *extra, "-o", options, raw, image)
+            run("qemu-io", "-f", "qcow2", *writes, image)
+            keep(name)
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", "-b", "b.vmdk", "-F", "raw", image)
+        run("qemu-io", "-f", "qcow2", *writes, image)
+        keep("child", (0, 1, 3, 7))
+        run("qemu-img", "snapshot", "-c", "one", image)
+        run("qemu-io", "-f", "qcow2", "-c", "write -P 3 8k 40k", image)
+        run("qemu-img", "snapshot", "-c", "two", image)
+        keep("snapshots")
+        run("qemu-img", "bitmap", "--add", image, "changes")
+        keep("bitmaps")
+        for name, offset, bits in (("dirty", 79, 1), ("corrupt", 79, 2), ("autoclear", 95, 16)):
+            with open(image, "r+b") as file:
+                file.seek(offset)
+                file.write(bytes([bits]))
+            keep(name)
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow", raw, image)
+        keep("version1", (0, 5))
+
+
 SECTOR = 512
 TABLES = {
     "gpt": (["sfdisk", "-q", "DISK"], "label: gpt\nsize=10M,type=U\nsize=5M,name=two\n"),
@@ -216,5 +263,5 @@ def partitions(folder):
 
 if __name__ == "__main__":
     os.makedirs(sys.argv[2], exist_ok=True)
-    for make in {"fuzz": [images, overlays, qed, vhds, vdis], "fuzz-partitions": [partitions]}[sys.argv[1]]:
+    for make in {"fuzz": [images, overlays, qed, vhds, vdis, qcow2], "fuzz-partitions": [partitions]}[sys.argv[1]]:
         make(sys.argv[2])

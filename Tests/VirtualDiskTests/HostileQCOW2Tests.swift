@@ -149,8 +149,8 @@ enum HostileQCOW2: String, Sendable, Codable, CaseIterable, CustomTestStringConv
                 fields.append(Field(name: "snapshot+\(offset)", offset: snapshots + offset, width: width))
             }
         }
-        if self == .bitmaps, let extension_ = (0..<600).first(where: { big($0 * 8, 4) == 0x2385_2875 }) {
-            let start = extension_ * 8 + 8
+        if self == .bitmaps, let place = (0..<600).first(where: { big($0 * 8, 4) == 0x2385_2875 }) {
+            let start = place * 8 + 8
             for (offset, width) in [(0, 4), (8, 8), (16, 8)] {
                 fields.append(Field(name: "bitmaps+\(offset)", offset: start + offset, width: width))
             }
@@ -217,7 +217,11 @@ enum HostileQCOW2: String, Sendable, Codable, CaseIterable, CustomTestStringConv
             (
                 "all L1 entries for the L1 table", head + words(most) { _ in UInt64(2 * cluster) | copied }, nil
             ),
-            ("L1 entries all over a long hole", head + words(most) { UInt64($0 + 1000) << 20 | copied }, 1 << 43),
+            (
+                "L1 entries all over a long hole",
+                header(clusterBits: 16, l1Size: 1 << 14, size: 1 << 43).bytes + empty
+                    + words(1 << 14) { UInt64($0 + 1000) << 28 | copied }, 1 << 43
+            ),
             (
                 "refcount blocks all over a long hole",
                 header(clusterBits: 16, l1Size: 1, size: 1 << 20, tableClusters: 128, l1Cluster: 129).bytes

@@ -58,6 +58,17 @@ final class QCOW2Image: ImageBackend, @unchecked Sendable {
                 opened.header, handles: opened.storages, tables: tables, table: table, end: opened.end) : nil
     }
 
+    /// An image whose writer put off its refcounts, and did not come to it, gets them before it is written to.
+    func prepareForUse() throws(DiskError) {
+        guard isWritable, header.incompatible.contains(.dirty) else { return }
+        let report = try QCOW2Repair(self, file: files[0]).run(.refcounts)
+        guard report.remaining(.repairable) + report.remaining(.loss) == 0 else {
+            throw DiskError(
+                .needsRepair, "was not closed by its last writer, and is damaged: run 'vdimg check --repair' first",
+                image: files[0])
+        }
+    }
+
     // MARK: - Translation
 
     func map(offset: UInt64, length: UInt64, into batch: inout ExtentBatch) throws(DiskError) {

@@ -3,7 +3,7 @@ internal import DiskStorage
 
 /// What opening an image finds in its file, before anything is translated.
 struct QCOW2Opener {
-    var header: QCOW2Header
+    let header: QCOW2Header
     let extensions: QCOW2HeaderExtensions
     let backingName: String?
     let snapshot: QCOW2Snapshot?
@@ -13,7 +13,7 @@ struct QCOW2Opener {
 
     /// Opens the image that a request names.
     static func open(_ request: OpenRequest) throws(DiskError) -> QCOW2Image {
-        var opener = try QCOW2Opener(request)
+        let opener = try QCOW2Opener(request)
         if !request.skipsConsistencyChecks { try opener.checkState(request) }
         return try QCOW2Image(opener, request)
     }
@@ -126,7 +126,7 @@ struct QCOW2Opener {
 
     // MARK: - What speaks against using it
 
-    private mutating func checkState(_ request: OpenRequest) throws(DiskError) {
+    private func checkState(_ request: OpenRequest) throws(DiskError) {
         if let backingName, request.mode != .information {
             try QEMUFileName.check(backingName, image: request.path)
         }
@@ -137,18 +137,5 @@ struct QCOW2Opener {
                 "is marked as corrupt: it can be read; to write to it, run 'vdimg check --repair' first",
                 image: request.path)
         }
-        if header.incompatible.contains(.dirty) { try rebuildRefcounts(request) }
-    }
-
-    /// An image whose writer put off its refcounts, and did not come to it, gets them before it is written to.
-    private mutating func rebuildRefcounts(_ request: OpenRequest) throws(DiskError) {
-        let image = try QCOW2Image(self, request)
-        let report = try QCOW2Repair(image, file: request.path).run(.refcounts)
-        guard report.remaining(.repairable) + report.remaining(.loss) == 0 else {
-            throw DiskError(
-                .needsRepair, "was not closed by its last writer, and is damaged: run 'vdimg check --repair' first",
-                image: request.path)
-        }
-        self = try QCOW2Opener(request)
     }
 }

@@ -5,7 +5,7 @@ extension QCOW2Image {
     var snapshots: [InternalSnapshot] {
         var list: [InternalSnapshot] = []
         // Those that can be read; a check tells of the others.
-        _ = try? QCOW2SnapshotTable(header, storages[0].storage).forEach { (snapshot) throws(DiskError) in
+        _ = try? QCOW2SnapshotTable(header, storages[0].storage).visit { (snapshot) throws(DiskError) in
             list.append(snapshot.description(currentSize: header.size))
             return true
         }

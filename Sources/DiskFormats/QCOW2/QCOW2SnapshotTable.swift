@@ -104,7 +104,7 @@ struct QCOW2SnapshotTable: Sendable {
 
     /// Calls `body` with each snapshot until it answers false; answers how many bytes were looked at.
     @discardableResult
-    func forEach(_ body: (QCOW2Snapshot) throws(DiskError) -> Bool) throws(DiskError) -> UInt64 {
+    func visit(_ body: (QCOW2Snapshot) throws(DiskError) -> Bool) throws(DiskError) -> UInt64 {
         var used: UInt64 = 0
         for _ in 0..<count {
             let snapshot = try QCOW2Snapshot(storage, at: offset + used)
@@ -122,7 +122,7 @@ struct QCOW2SnapshotTable: Sendable {
     func find(_ wanted: String) throws(DiskError) -> QCOW2Snapshot {
         var found: QCOW2Snapshot?
         var names: [String] = []
-        try forEach { (snapshot) throws(DiskError) in
+        try visit { (snapshot) throws(DiskError) in
             if snapshot.id == wanted {
                 found = snapshot
                 return false

@@ -82,7 +82,7 @@ struct QCOW2TableWalk {
         var failure: DiskError?
         var size: UInt64 = 0
         do throws(DiskError) {
-            size = try table.forEach { (snapshot) throws(DiskError) in
+            size = try table.visit { (snapshot) throws(DiskError) in
                 let count = UInt64(snapshot.l1Size) * 8
                 let (end, overflow) = snapshot.l1TableOffset.addingReportingOverflow(count)
                 let isPossible =
