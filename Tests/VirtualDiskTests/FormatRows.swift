@@ -123,7 +123,8 @@ extension FormatRow {
             "preallocation=metadata",
         ],
         child: Making(), peerParents: ["qcow2", "qed", "vmdk", "vdi", "raw"], mounter: ("qcowmount", "qcow"),
-        // libqcow knows no incompatible feature, and takes clusters of zeros that have a place for what is stored there.
+        // libqcow knows no incompatible feature, and takes clusters of zeros that have a place for what is stored
+        // there.
         mounterReads: { path in
             let file = try FileStorage(path: path, isWritable: false)
             let head = try file.bytes(at: 0, count: 80, for: .header, "the header")

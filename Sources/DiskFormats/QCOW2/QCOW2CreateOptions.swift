@@ -9,7 +9,9 @@ enum QCOW2Variant: String, CaseIterable, Sendable {
 
     var summary: String {
         switch self {
-        case .dynamic: "grows with what is written"
+        case .dynamic:
+            "grows with what is written; options compat=0.10|1.1, refcount-bits=1…64, lazy-refcounts, extended-l2, "
+                + "compression-type=zlib|zstd, data-file=NAME, data-file-raw"
         case .metadata: "grows with what is written, with all tables made in advance"
         case .fixed: "takes its whole space at once"
         }
