@@ -79,12 +79,14 @@ struct QCOW2FeatureTests {
 
     @Test func encryptedImageIsRefused() throws {
         let folder = try TemporaryFolder()
-        for (format, method) in [("luks", "LUKS"), ("aes", "AES")] {
-            let path = folder.file("\(format).qcow2")
-            try Peer.run(
-                "qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o",
-                "encrypt.format=\(format),encrypt.key-secret=s" + (format == "luks" ? ",encrypt.iter-time=10" : ""),
-                path, "1M")
+        // QEMU's own LUKS images need a measured key derivation, which a loaded machine refuses; AES ones do not.
+        let aes = folder.file("aes.qcow2")
+        try Peer.run(
+            "qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o",
+            "encrypt.format=aes,encrypt.key-secret=s", aes, "1M")
+        let luks = try Self.make(folder)
+        try Self.poke([0, 0, 0, 2], at: 32, luks)
+        for (path, method) in [(aes, "AES"), (luks, "LUKS")] {
             #expect { try QCOW2PeerTests.open(path, isWritable: false) } throws: { error in
                 (error as? DiskError)?.kind == .unsupported && "\(error)".contains(method)
             }
