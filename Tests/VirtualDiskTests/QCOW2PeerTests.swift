@@ -240,6 +240,28 @@ struct QCOW2PeerTests {
         try Self.expectSound(path)
     }
 
+    /// A discard goes extent by extent: where the stored part of a cluster lies over zeros and may be forgotten, the
+    /// part that masks the backing file's data may not.
+    @Test func discardKeepsZeroSubclustersOverABase() throws {
+        let folder = try TemporaryFolder()
+        try Self.create(folder.file("base.qcow2"), "1M")
+        try Self.io(folder.file("base.qcow2"), "write -P 7 0 32k")
+        var new = NewImage(path: folder.file("disk.qcow2"))
+        new.parent = folder.file("base.qcow2")
+        new.options = ["extended-l2": "on"]
+        try new.create()
+        let disk = try Self.open(new.path)
+        try disk.discard(offset: 0, length: 65_536)
+        try disk.write(Self.pattern(1, 4096), at: 40_960)
+        try disk.discard(offset: 0, length: 65_536)
+        #expect(try disk.read(at: 0, count: 65_536) == Self.pattern(0, 65_536))
+        try disk.write(Self.pattern(2, 4096), at: 40_960)
+        try disk.discard(offset: 40_960, length: 65_536)
+        #expect(try disk.read(at: 0, count: 65_536) == Self.pattern(0, 65_536))
+        try disk.close()
+        try Self.expectSound(new.path)
+    }
+
     // MARK: - Snapshots
 
     /// Snapshots that qemu-img made are listed and shown; the present state is written beside them, and they stay what

@@ -226,34 +226,64 @@ extension QCOW2Image {
         // What is read without this image must be zeros there.
         if keepsRawData { return false }
         if kind == .zero, !map.knowsZeroClusters { return false }
-        var new = QCOW2ExtendedEntry(entry: 0, bitmap: .none)
-        if kind == .zero {
-            if map.hasSubclusters { new.bitmap = .allZero } else { new.entry = QCOW2Entry.zero }
-        }
-        for cluster in offset >> map.clusterBits..<(offset + length).dividedRoundingUp(by: header.clusterSize) {
+        let end = offset + length
+        for cluster in offset >> map.clusterBits..<end.dividedRoundingUp(by: header.clusterSize) {
             if openAllocator.needsFlush { try flush() }
-            if try entry(of: cluster).pair == new { continue }
+            let start = cluster << map.clusterBits
+            let range = max(offset, start)..<min(end, start + header.clusterSize)
+            let before = try entry(of: cluster).pair
+            if dropping(range, of: cluster, from: before, kind) == before { continue }
             let place = try writablePlace(of: cluster)
             let old = try pair(at: place)
+            let new = dropping(range, of: cluster, from: old, kind)
             try store(new, at: place)
-            try giveBack(old.entry, cluster)
+            try giveBack(old.entry, cluster, range, keepsPlace: new.entry == old.entry)
         }
         return true
     }
 
-    /// Gives up what an entry that was just removed pointed to, and its space at once where nothing else does: whether
-    /// the entry or its removal is found after a power cut, the cluster reads as it was or as zeros.
-    private func giveBack(_ entry: UInt64, _ cluster: UInt64) throws(DiskError) {
+    /// An entry without what it says of a range of its cluster. With subclusters that may be a part: the others stay
+    /// what they are, and the cluster keeps its place as long as one of them is stored there.
+    private func dropping(
+        _ range: Range<UInt64>, of cluster: UInt64, from old: QCOW2ExtendedEntry, _ kind: DroppedKind
+    ) -> QCOW2ExtendedEntry {
+        guard map.hasSubclusters else {
+            return QCOW2ExtendedEntry(entry: kind == .zero ? QCOW2Entry.zero : 0, bitmap: .none)
+        }
+        let start = cluster << map.clusterBits
+        let first = (range.lowerBound - start) >> map.subclusterBits
+        let last =
+            range.upperBound == virtualSize
+            ? QCOW2SubclusterBitmap.count : (range.upperBound - start).dividedRoundingUp(by: 1 << map.subclusterBits)
+        let mask = QCOW2SubclusterBitmap.mask(first..<last)
+        let isCompressed = old.entry & QCOW2Entry.compressed != 0
+        let before = isCompressed ? .none : old.bitmap
+        let bitmap = QCOW2SubclusterBitmap(
+            allocated: before.allocated & ~mask, zero: kind == .zero ? before.zero | mask : before.zero & ~mask)
+        return QCOW2ExtendedEntry(entry: bitmap.allocated == 0 ? 0 : old.entry, bitmap: bitmap)
+    }
+
+    /// Gives up what an entry that was just changed pointed to, unless it keeps its place, and space at once where
+    /// nothing else uses it: whether the entry or its removal is found after a power cut, the range reads as it was or
+    /// as zeros.
+    private func giveBack(
+        _ entry: UInt64, _ cluster: UInt64, _ range: Range<UInt64>, keepsPlace: Bool
+    ) throws(DiskError) {
         if header.hasDataFile {
-            let start = cluster << map.clusterBits
-            let end = min(start + header.clusterSize, try storages[1].storage.length())
-            if start < end { try storages[1].discard(start..<end, for: .guestData) }
+            let end = min(range.upperBound, try storages[1].storage.length())
+            if range.lowerBound < end { try storages[1].discard(range.lowerBound..<end, for: .guestData) }
             return
         }
         let host = entry & QCOW2Entry.offsetMask
-        guard entry & QCOW2Entry.compressed == 0, entry & QCOW2Entry.copied != 0, host != 0,
-            host & (header.clusterSize - 1) == 0, host < end.value
-        else { return giveUp(entry, except: 0) }
+        let isOwn =
+            entry & QCOW2Entry.compressed == 0 && entry & QCOW2Entry.copied != 0 && host != 0
+            && host & (header.clusterSize - 1) == 0 && host < end.value
+        guard isOwn else { return keepsPlace ? () : giveUp(entry, except: 0) }
+        if keepsPlace {
+            let place = host + (range.lowerBound - cluster << map.clusterBits)
+            return try storages[0].discard(
+                place..<place + (range.upperBound - range.lowerBound), for: .guestData)
+        }
         var isZero = false
         defer { openAllocator.giveUp(host, isZero: isZero) }
         try storages[0].discard(host..<min(host + header.clusterSize, end.value), for: .guestData)
