@@ -17,6 +17,8 @@ struct FileSystemCommand {
     let isWritable: Bool
     /// The options for the disk, as on the command line.
     let diskOptions: [String]
+    /// Options for the kernel, such as `noatime`, for the file system.
+    let mountOptions: [String]
 
     func run() throws {
         do throws(HostError) {
@@ -44,7 +46,7 @@ struct FileSystemCommand {
             let chosen = try choose(in: mount.disk)
             try mount.mount(
                 file: chosen.file, sectorSize: chosen.sectorSize, types: chosen.kind.mountTypes,
-                options: chosen.kind.mountOptions(isWritable: isWritable), isReadOnly: !isWritable)
+                options: chosen.kind.mountOptions(isWritable: isWritable) + mountOptions, isReadOnly: !isWritable)
         } catch {
             mount.abandon()
             throw error

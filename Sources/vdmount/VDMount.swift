@@ -144,6 +144,9 @@ struct VDMount: ParsableCommand {
         for list in optionLists { try request.apply(optionList: list) }
         if fs || fsNumber != nil { request.hasFileSystem = true }
         request.partition = fsNumber ?? request.partition
+        if request.hasFileSystem, request.owner != nil || request.group != nil || request.umask != nil {
+            throw ValidationError("uid=, gid= and umask= are for the disk's file; with --fs its file system decides")
+        }
         if request.hasFileSystem, request.isForeground { throw ValidationError("--fs goes to the background") }
         if overlay || overlayFile != nil { request.hasOverlay = true }
         request.overlayFile = overlayFile ?? request.overlayFile
@@ -194,7 +197,7 @@ struct VDMount: ParsableCommand {
         if request.hasFileSystem {
             return try FileSystemCommand(
                 image: image, folder: mountpoint, number: request.partition, isWritable: request.isWritable,
-                diskOptions: request.words
+                diskOptions: request.words, mountOptions: request.kernelOptions
             ).run()
         }
         Daemon.run(program: "vdmount", foreground: request.isForeground) { daemon in
