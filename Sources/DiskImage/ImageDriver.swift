@@ -190,6 +190,8 @@ public protocol ImageDriver: Sendable {
     var capabilities: FormatCapabilities { get }
     /// What ``create(_:companions:)`` knows as variants, the usual one first.
     var variants: [FormatVariant] { get }
+    /// Whether what ``open(_:)`` answers is a ``RelocatingBackend``.
+    var isRelocating: Bool { get }
 
     /// How sure the driver is that the file is its own, by content alone.
     func probe(_ file: ProbedFile) throws(DiskError) -> ProbeResult
@@ -199,6 +201,10 @@ public protocol ImageDriver: Sendable {
     func create(_ request: CreateRequest, companions: any CompanionOpener) throws(DiskError)
     /// Checks the structure of an image, and repairs it if the request says so.
     func check(_ request: OpenRequest, repair: Bool) throws(DiskError) -> CheckReport
+}
+
+extension ImageDriver {
+    public var isRelocating: Bool { false }
 }
 
 /// A driver's answer to "is this yours?".

@@ -18,7 +18,8 @@ public enum ImageCheck {
             formatOptions: options.formatOptions)
         do throws(DiskError) {
             var report = try driver.check(request, repair: repair)
-            if repair, report.remaining(.leak) > 0, try closeHoles(driver, request),
+            // The files of an image of several are open now, and locked: only what needs it is opened once more.
+            if repair, driver.isRelocating, report.remaining(.leak) > 0, try closeHoles(driver, request),
                 try driver.check(request, repair: false).counts[.leak] == nil
             {
                 report.markRepaired([.leak])

@@ -10,21 +10,28 @@ import VirtualDisk
 struct KilledWriterTests {
     private static let sectors = 8192
 
-    /// A format, and how the image is opened afterwards.
+    /// A format, how its image is made, and how it is opened afterwards.
     struct Case: Sendable, CustomTestStringConvertible {
         let row: FormatRow
+        /// Nil: the image lies over another.
+        let making: FormatRow.Making?
         let isWritable: Bool
-        var testDescription: String { "\(row.format), opened \(isWritable ? "for writing" : "to be read")" }
+        var testDescription: String {
+            let kind = making.map { FormatMatrixTests.Case(row: row, making: $0, peerOptions: "").testDescription }
+            return "\(kind ?? row.format + " over another"), opened \(isWritable ? "for writing" : "to be read")"
+        }
     }
 
     static let cases = FormatRow.all.filter(\.isWritable).flatMap { row in
-        [false, true].map { Case(row: row, isWritable: $0) }
+        (row.ours.map(Optional.some) + (row.child == nil ? [] : [nil])).flatMap { making in
+            [false, true].map { Case(row: row, making: making, isWritable: $0) }
+        }
     }
 
     @Test(arguments: cases) func whatWasFlushedSurvives(_ test: Case) async throws {
         let folder = try TemporaryFolder()
         let seed = UInt64.random(in: 0...UInt64.max)
-        let (path, below) = try Self.makeChain(test.row, in: folder)
+        let (path, below) = try Self.makeImage(test, in: folder)
         let result = await #expect(processExitsWith: .signal(SIGKILL)) {
             [format = test.row.format as String, path = path as String, seed = seed as UInt64] in
             let row = try #require(FormatRow.all.first { $0.format == format })
@@ -47,22 +54,24 @@ struct KilledWriterTests {
         try Self.expectSound(test.row, path, below, context)
     }
 
-    /// An image over one with some content in the same format, where it can be; answers what lies below.
-    private static func makeChain(
-        _ row: FormatRow, in folder: TemporaryFolder
+    /// An image with some content, alone or below an empty one in the same format (or in one that has children
+    /// alone); answers what lies below.
+    private static func makeImage(
+        _ test: Case, in folder: TemporaryFolder
     ) throws -> (path: String, below: [FormatRow]) {
+        let row = test.row
         let raw = try #require(FormatRow.all.first { $0.format == "raw" })
         let lowest = row.ours.isEmpty ? raw : row
         var base = NewImage(path: folder.file(lowest.file("base")))
         base.size = UInt64(sectors * 512)
-        if let making = lowest.ours.first {
+        if let making = test.making ?? lowest.ours.first {
             (base.variant, base.blockSize, base.options) = (making.variant, making.blockSize, making.options)
         }
         try base.create()
         let disk = try Disk.open(base.path, options: lowest.options(isWritable: true))
         try disk.write((0..<3000).flatMap { GuestModel.sector($0, stamp: 7) }, at: 0)
         try disk.close()
-        guard let making = row.child else { return (base.path, []) }
+        guard test.making == nil, let making = row.child else { return (base.path, []) }
         var top = NewImage(path: folder.file(row.file("top")))
         (top.parent, top.parentFormat) = (base.path, lowest.mustBeNamed ? lowest.format : nil)
         (top.variant, top.blockSize, top.options) = (making.variant, making.blockSize, making.options)

@@ -10,6 +10,7 @@ struct VDIDriver: ImageDriver {
         .read, .write, .createDynamic, .createFixed, .differencing, .discard, .check,
     ]
     let variants = VDIVariant.allCases.map { FormatVariant($0.rawValue, $0.summary) }
+    let isRelocating = true
 
     func probe(_ file: ProbedFile) -> ProbeResult { VDIHeader.hasSignature(file.head) ? .certain : .no }
 
