@@ -44,6 +44,16 @@ elif command -v sudo >/dev/null; then run=(sudo -E env "PATH=$$PATH"); \
 else echo "make $@: $(1) needs root, and there is no sudo here: run it as root." >&2; exit 1; fi
 endef
 
+# A test run is thousands of lines: what failed, and why, is said once more at its end. Takes further arguments.
+TEST_LOG := .build/tests/last-run.log
+define run_tests
+if ! "$${run[@]}" $(2) $(SWIFT) test $(TEST_FLAGS) --skip-build $(1) 2>&1 | tee $(TEST_LOG); then \
+    echo; echo "make $@: what failed (the whole is in $(TEST_LOG)):"; \
+    grep -A 4 -E 'recorded an issue|error: |Fatal error' $(TEST_LOG) | cut -c 1-400 | grep -v ' started\.$$' | head -n 60; \
+    exit 1; \
+fi
+endef
+
 .PHONY: all
 all: build
 
@@ -151,7 +161,7 @@ demo: deps
 test: deps
 	@$(call as_root,mounting and loop devices in the tests); \
 	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
-	"$${run[@]}" $(SWIFT) test $(TEST_FLAGS) --skip-build
+	$(call run_tests)
 	@Tests/System/units.sh
 
 ## torture: the power-cut and random tests, many times longer (VDMOUNT_TORTURE=1)
@@ -159,14 +169,14 @@ test: deps
 torture: deps
 	@$(call as_root,mounting and loop devices in the tests); \
 	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
-	"$${run[@]}" VDMOUNT_TORTURE=1 $(SWIFT) test $(TEST_FLAGS) --skip-build
+	$(call run_tests,,VDMOUNT_TORTURE=1)
 
 ## test-memory: two minutes of load on a machine short of memory, a control group of 256 MiB (root)
 .PHONY: test-memory
 test-memory: deps
 	@$(call as_root,control groups and mounting in the test); \
 	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
-	"$${run[@]}" VDMOUNT_TORTURE=1 $(SWIFT) test $(TEST_FLAGS) --skip-build --filter MemoryPressureTests
+	$(call run_tests,--filter MemoryPressureTests,VDMOUNT_TORTURE=1)
 
 # Without what has one thread and would take the sanitizer an hour: replayed power cuts and hostile bytes.
 ## tsan: the tests of the libraries under the thread sanitizer

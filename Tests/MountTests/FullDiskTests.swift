@@ -41,7 +41,7 @@ extension MountTests {
                 try disk.unmount()
 
                 try tool("qemu-img", "check", "-q", image)
-                #expect(try attempt(Programs.vdimg, "check", image).status == 0)
+                try tool(Programs.vdimg, "check", image)
                 disk = try stage.mount(image)
                 try expectBlocks(0..<written, round: 1, disk)
                 try expectBlocks(written..<more, round: 3, disk)
