@@ -155,12 +155,14 @@ private struct VHDUsedPlaces {
     private let blockLength: UInt64
     /// Too many pieces to keep.
     let isOff: Bool
-    /// 32 MiB of them.
-    private static let limit: UInt64 = 8 << 20
+    /// 16 MiB of them.
+    private static let limit: UInt64 = 4 << 20
+    /// Further on a table's sector numbers do not reach.
+    private static let reach: UInt64 = (1 << 32) * 512
 
     init(fileLength: UInt64, blockLength: UInt64) {
         self.blockLength = blockLength
-        let count = fileLength / blockLength + 2
+        let count = min(fileLength, Self.reach) / blockLength + 2
         isOff = count > Self.limit
         starts = [UInt32](repeating: 0, count: isOff ? 0 : Int(count))
     }
