@@ -63,6 +63,8 @@ int clinux_allocate(int descriptor, int64_t offset, int64_t length) {
     return RETRY(fallocate(descriptor, 0, offset, length));
 }
 
+void clinux_start_writeback(int descriptor) { (void)sync_file_range(descriptor, 0, 0, SYNC_FILE_RANGE_WRITE); }
+
 int clinux_device_size(int descriptor, uint64_t *bytes) { return RETRY(ioctl(descriptor, BLKGETSIZE64, bytes)); }
 
 int clinux_device_sector_size(int descriptor, uint32_t *bytes) {

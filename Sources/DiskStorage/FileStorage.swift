@@ -178,6 +178,10 @@ public final class FileStorage: Storage {
         }
     }
 
+    public func startWriteback() {
+        if !isTemporary { clinux_start_writeback(descriptor) }
+    }
+
     public func allocatedBytes() throws(DiskError) -> UInt64 {
         if traits.hasFixedLength { return deviceLength }
         return UInt64(try status().st_blocks) * 512

@@ -63,6 +63,8 @@ public protocol Storage: AnyObject, Sendable {
     func allocate(_ length: UInt64) throws(DiskError)
     /// Returns when everything written before is on stable storage.
     func flush() throws(DiskError)
+    /// Begins to write what was written before to the medium, where that can be done, and promises nothing: a hint.
+    func startWriteback()
     /// Bytes of the medium that it occupies.
     func allocatedBytes() throws(DiskError) -> UInt64
     /// The range of bytes at or after `offset` that may hold data (the rest is known to be holes), or nil if none.
@@ -71,6 +73,7 @@ public protocol Storage: AnyObject, Sendable {
 
 extension Storage {
     public func allocate(_ length: UInt64) throws(DiskError) { try setLength(length) }
+    public func startWriteback() {}
 
     /// Reads exactly `count` bytes; an end before that is an error which names `what`.
     public func bytes(

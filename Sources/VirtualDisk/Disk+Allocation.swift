@@ -57,8 +57,13 @@ extension Disk {
         }
         // Also where it fails: part of it may have been entered.
         defer { chain.holes.noteAllocation() }
+        let storage = reservation.storage
         try backend.commit(reservation)
-        return Int(written.upperBound - offset)
+        let count = Int(written.upperBound - offset)
+        if bytes.count >= EarlyWriteback.smallestWrite {
+            earlyWriteback?.note(count, in: chain.top.storage(storage))
+        }
+        return count
     }
 
     /// A whole block of zeros takes no space in an image that does not want it; answers how many bytes are done, nil if

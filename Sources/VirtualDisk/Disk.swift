@@ -25,6 +25,7 @@ public final class Disk: Sendable {
     let relocating: (any RelocatingBackend)?
     private let relocation = Locked(RelocationState())
     private let lazyFlush: LazyFlush?
+    let earlyWriteback: EarlyWriteback?
     private let isClosed = Locked(false)
     private let lockedFiles: [FileStorage]
 
@@ -38,6 +39,7 @@ public final class Disk: Sendable {
         locks = RegionLocks(blockSize: blockSize)
         writing = WritingState()
         relocating = isWritable ? chain.layers[0].backend as? any RelocatingBackend : nil
+        earlyWriteback = isWritable ? EarlyWriteback() : nil
         lazyFlush = isWritable && lazyFlushInterval > 0 ? LazyFlush(interval: lazyFlushInterval) : nil
         lazyFlush?.start { [weak self] in self?.flushIfChanged() }
     }
@@ -140,6 +142,7 @@ public final class Disk: Sendable {
         // A flush in the background may be moving blocks; it stops after the one at hand.
         relocation.withLock { $0.isClosing = true }
         while relocation.withLock({ $0.isBusy }) { usleep(1000) }
+        earlyWriteback?.wait()
         do throws(DiskError) { try finishRelocating() } catch { failure = error }
         for layer in chain.layers {
             do throws(DiskError) { try layer.backend.close() } catch { failure = failure ?? error.about(layer.path) }

@@ -2,7 +2,8 @@
 """Speed and memory of vdmount, beside the limit (a bare libfuse pass-through) and qemu-storage-daemon.
 
 All three serve the same content from the page cache; fio reads and writes with O_DIRECT, in turns (ours, limit, QEMU,
-ours, ...), and each number is the median of its rounds. It measures and compares with the targets; it does not fail.
+ours, ...), and each number is the median of its rounds; of writes into new images it is the fastest round, since those
+take fresh memory, which on a virtual machine may first have to come back from its host. It measures and compares with the targets; it does not fail.
 """
 import argparse
 import contextlib
@@ -243,16 +244,19 @@ class Row:
     of_vmdk: float | None = None
     # A row without a unit is a ratio of its own: what ours keeps of its own speed.
     kept_target: float | None = None
+    # Whether the fastest round counts instead of the middle one.
+    is_fastest: bool = False
     rates: dict = dataclasses.field(default_factory=dict)
 
     def add(self, name, rate):
         self.rates.setdefault(name, []).append(rate)
 
-    def median(self, name):
-        return statistics.median(self.rates[name]) if self.rates.get(name) else None
+    def rate(self, name):
+        rounds = self.rates.get(name)
+        return (max if self.is_fastest else statistics.median)(rounds) if rounds else None
 
     def ratio(self, other):
-        mine, its = self.median(OURS), self.median(other)
+        mine, its = self.rate(OURS), self.rate(other)
         return mine / its if mine and its else None
 
 
@@ -330,7 +334,7 @@ class Bench:
 
     def add_row(self, row):
         self.rows.append(row)
-        shown = ", ".join(f"{name} {row.median(name):.4g}" for name in row.rates)
+        shown = ", ".join(f"{name} {row.rate(name):.4g}" for name in row.rates)
         say(f"bench: {row.title}: {shown} {row.unit}".rstrip())
 
     def measure(self, row, files, workload):
@@ -360,7 +364,7 @@ class Bench:
         for workload, amount in plans:
             if not self.wanted(workload.title):
                 continue
-            row = Row(workload.title, workload.unit, of_qemu=3.0)
+            row = Row(workload.title, workload.unit, of_qemu=3.0, is_fastest=True)
             for _ in range(self.options.rounds):
                 for name in self.names:
                     if name == LIMIT:
@@ -428,11 +432,11 @@ class Bench:
             for _ in range(self.options.rounds):
                 for name, contender, kind, options in makings:
                     rates.setdefault(name, []).append(self.into_new(contender, kind, options, workload, amount))
-            row = Row(title, workload.unit, of_qemu=of_qemu, of_vmdk=0.9, rates={
+            row = Row(title, workload.unit, of_qemu=of_qemu, of_vmdk=0.9, is_fastest=True, rates={
                 OURS: rates[OURS], VMDK: rates[VMDK]})
             by_qemu = [rates[name] for name in rates if name.startswith(QEMU)]
             if by_qemu:
-                row.rates[QEMU] = max(by_qemu, key=statistics.median)
+                row.rates[QEMU] = max(by_qemu, key=max)
             self.raw[title] = rates
             self.add_row(row)
 
@@ -613,16 +617,16 @@ def table_of(heads, right_from, rows):
 
 
 def tables(bench):
-    rates = [[row.title, row.unit, *[number(row.median(name)) for name in (OURS, LIMIT, QEMU)],
+    rates = [[row.title, row.unit, *[number(row.rate(name)) for name in (OURS, LIMIT, QEMU)],
               number(row.of_limit, "g"), verdict(row.ratio(LIMIT), row.of_limit),
               number(row.of_qemu, "g"), verdict(row.ratio(QEMU), row.of_qemu)]
              for row in bench.rows if row.unit and not row.of_vmdk]
-    formats = [[row.title, row.unit, *[number(row.median(name)) for name in (OURS, VMDK, QEMU)],
+    formats = [[row.title, row.unit, *[number(row.rate(name)) for name in (OURS, VMDK, QEMU)],
                 number(row.of_vmdk, "g"), verdict(row.ratio(VMDK), row.of_vmdk),
                 number(row.of_qemu, "g"), verdict(row.ratio(QEMU), row.of_qemu)]
                for row in bench.rows if row.of_vmdk]
-    kept = [[row.title, number(row.kept_target, "g"), verdict(row.median(OURS), row.kept_target),
-             number(row.median(QEMU), ".2f")]
+    kept = [[row.title, number(row.kept_target, "g"), verdict(row.rate(OURS), row.kept_target),
+             number(row.rate(QEMU), ".2f")]
             for row in bench.rows if not row.unit]
     facts = [[title, f"{limit} {unit}", f"{value:.1f} {unit} " + ("ok" if value < limit else "**short**")]
              for title, value, unit, limit in bench.facts]
@@ -651,7 +655,7 @@ def machine(options, directory):
         f"- libfuse {first_line('pkg-config', '--modversion', 'fuse3')}, {first_line('qemu-storage-daemon', '-V')}, "
         f"{first_line('fio', '--version')}, C: {first_line('cc', '--version')}",
         f"- {datetime.date.today().isoformat()}; images of {options.size // MIB} MiB on {file_system}, in the page "
-        f"cache; {options.rounds} rounds of {options.seconds} s in turn, medians"
+        f"cache; {options.rounds} rounds of {options.seconds} s in turn, medians (into new images: the fastest)"
         + (" (quick: too short to rely on)" if options.quick else ""),
     ])
 

@@ -30,6 +30,8 @@ int clinux_punch_hole(int descriptor, int64_t offset, int64_t length);
 int clinux_zero_range(int descriptor, int64_t offset, int64_t length);
 /* fallocate(2), mode 0; 0 or -errno. */
 int clinux_allocate(int descriptor, int64_t offset, int64_t length);
+/* sync_file_range(2), begin writing and wait for nothing: so it takes no error from the fdatasync(2) to come. */
+void clinux_start_writeback(int descriptor);
 /* BLKGETSIZE64: bytes of a block device; 0 or -errno. */
 int clinux_device_size(int descriptor, uint64_t *bytes);
 /* BLKSSZGET: bytes of a logical sector of a block device; 0 or -errno. */

@@ -1,0 +1,84 @@
+import DiskStorage
+import DiskTesting
+import Testing
+import VirtualDisk
+
+/// What is filled by large writes is on its way to the disk before anybody asks for a flush; in any format that
+/// allocates.
+struct EarlyWritebackTests {
+    static let cases = FormatMatrixTests.cases.filter { test in
+        test.row.isWritable && test.making != nil && test.row.format != "raw"
+            && !["fixed", "split-fixed", "esx", "metadata"].contains(test.making?.variant ?? "")
+    }
+
+    @Test(arguments: cases) func largeWritesIntoNewSpaceStart(_ test: FormatMatrixTests.Case) throws {
+        let (started, disk) = try open(test)
+        for offset in stride(from: 0, to: 32 << 20, by: 1 << 20) {
+            try disk.write([UInt8](repeating: 7, count: 1 << 20), at: UInt64(offset))
+        }
+        try disk.close()
+        #expect(started.withLock { $0 } > 0)
+    }
+
+    @Test func smallAndRepeatedWritesDoNot() throws {
+        let vmdk = try #require(Self.cases.first)
+        let (started, disk) = try open(vmdk)
+        for offset in stride(from: 0, to: 32 << 20, by: 64 << 10) {
+            try disk.write([UInt8](repeating: 7, count: 4096), at: UInt64(offset))
+        }
+        for offset in stride(from: 0, to: 32 << 20, by: 1 << 20) {
+            try disk.write([UInt8](repeating: 8, count: 1 << 20), at: UInt64(offset))
+        }
+        try disk.close()
+        #expect(started.withLock { $0 } == 0)
+    }
+
+    /// A new image, and how often its storages were asked to start.
+    private func open(_ test: FormatMatrixTests.Case) throws -> (started: Locked<Int>, disk: Disk) {
+        let folder = try TemporaryFolder()
+        var image = NewImage(path: folder.file(test.row.file("disk")))
+        image.size = 32 << 20
+        let making = try #require(test.making)
+        (image.variant, image.blockSize, image.options) = (making.variant, making.blockSize, making.options)
+        try image.create()
+        let started = Locked(0)
+        var options = test.row.options(isWritable: true)
+        options.wrapStorage = { NotingStorage($0, started) }
+        return (started, try Disk.open(image.path, options: options))
+    }
+}
+
+/// Passes everything on and counts how often it is asked to start writing.
+private final class NotingStorage: Storage {
+    private let inner: any Storage
+    private let started: Locked<Int>
+
+    init(_ inner: any Storage, _ started: Locked<Int>) {
+        self.inner = inner
+        self.started = started
+    }
+
+    var traits: StorageTraits { inner.traits }
+    var name: String { inner.name }
+
+    func startWriteback() {
+        started.withLock { $0 += 1 }
+        inner.startWriteback()
+    }
+
+    func length() throws(DiskError) -> UInt64 { try inner.length() }
+    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
+        try inner.read(into: buffer, at: offset, for: purpose)
+    }
+    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
+        try inner.write(bytes, at: offset, for: purpose)
+    }
+    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
+        try inner.discard(range, mustZero: mustZero, for: purpose)
+    }
+    func setLength(_ length: UInt64) throws(DiskError) { try inner.setLength(length) }
+    func allocate(_ length: UInt64) throws(DiskError) { try inner.allocate(length) }
+    func flush() throws(DiskError) { try inner.flush() }
+    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
+    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
+}
