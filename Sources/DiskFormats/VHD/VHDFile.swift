@@ -36,8 +36,8 @@ final class VHDFile: Sendable {
     static let alignment: UInt64 = 4096
     /// Sectors that the table can number: all ones is none.
     private static let sectorLimit: UInt64 = 0xffff_ffff
-    /// How far the footer is put ahead: as much again as the file has, within these limits.
-    private static let aheadLimits: ClosedRange<UInt64> = 256 << 20...16 << 30
+    /// How far the footer is put ahead, at most: what is written waits while the footer is made durable.
+    private static let ahead: UInt64 = 16 << 30
 
     /// The last footer lies at `footerOffset`; the file is in use up to `end`, and from there on reads as zeros.
     init(
@@ -87,8 +87,7 @@ final class VHDFile: Sendable {
         guard !isDevice else { throw full("the device is full") }
         // More than the blocks that are missing the file never needs.
         let all = needed + (max(1, space.missingBlocks) - 1) * slotSize
-        let ahead = min(max(end.value, Self.aheadLimits.lowerBound), Self.aheadLimits.upperBound)
-        let far = max(needed, min(all, needed + ahead) & ~511)
+        let far = max(needed, min(all, needed + Self.ahead) & ~511)
         do throws(DiskError) {
             try placeFooter(&space, at: far)
         } catch {
