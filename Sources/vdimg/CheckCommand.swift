@@ -9,7 +9,7 @@ struct CheckCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "check", abstract: "Look for damage in an image's structure.",
         discussion: """
-            Without --repair nothing is changed. --repair makes copies of tables equal again, clears entries that
+            Without --repair nothing is changed. --repair makes copies of tables equal again, clears entries that \
             lead nowhere (what they should have led to is lost already) and the mark of an unclean end.
 
             EXIT STATUS

@@ -71,6 +71,18 @@ struct CreateCommand: ParsableCommand {
             for information in try ImageInformation.read(path, options: DiskOptions(format: format)) {
                 print("\(path): \(information.format), \(humanSize(information.virtualSize))")
             }
+            if parent != nil { noteUnlessFound() }
+        }
+    }
+
+    /// Says at once what a mount would say later: that the parent is not looked for where it lies.
+    private func noteUnlessFound() {
+        do throws(DiskError) {
+            var options = DiskOptions(format: format)
+            options.formatOptions = openOptions.values
+            _ = try ImageInformation.read(path, options: options, wholeChain: true)
+        } catch {
+            writeError("vdimg: note: made, but to open it needs more: \(error)")
         }
     }
 }

@@ -37,8 +37,8 @@ struct VDMount: ParsableCommand {
             vdmount --list [--json]
             """,
         discussion: """
-            MOUNTPOINT is a folder, which then holds disk.raw, or an existing regular file, which then is
-            the disk. The mount is read-only and changes no byte of any image, unless --rw makes the named
+            MOUNTPOINT is a folder, which then holds disk.raw, or an existing regular file, which then is \
+            the disk. The mount is read-only and changes no byte of any image, unless --rw makes the named \
             image writable; the images below it stay as they are in any case.
 
             EXAMPLES

@@ -137,6 +137,20 @@ extension MountTests {
             }
         }
 
+        /// What a mount will ask for, `vdimg create` says at once.
+        @Test(arguments: ["vmdk", "vdi", "vhd", "qed", "qcow2"]) func parentOutOfReachIsNoted(_ format: String) throws {
+            try Stage.use { stage in
+                let base = "\(try stage.makeFolder("bases"))/base.\(format)"
+                let folder = try stage.makeFolder("children")
+                try vdimg("create", "--quiet", "--size", "8M", base)
+                let apart = try attempt(Programs.vdimg, "create", "--parent", base, "\(folder)/child.\(format)")
+                #expect(apart.status == 0 && apart.errorText.contains("--allow-dir"), "\(apart.errorText)")
+                let beside = stage.file("bases/child.\(format)")
+                let result = try attempt(Programs.vdimg, "create", "--parent", base, beside)
+                #expect(result.status == 0 && result.errorText.isEmpty, "\(result.errorText)")
+            }
+        }
+
         @Test func parentInAnAllowedFolder() throws {
             try Stage.use { stage in
                 let (base, child) = try makeChain(stage)
