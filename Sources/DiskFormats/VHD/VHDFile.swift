@@ -36,8 +36,9 @@ final class VHDFile: Sendable {
     static let alignment: UInt64 = 4096
     /// Sectors that the table can number: all ones is none.
     private static let sectorLimit: UInt64 = 0xffff_ffff
-    /// How far the footer is put ahead, at most: what is written waits while the footer is made durable.
-    private static let ahead: UInt64 = 16 << 30
+    /// How far the footer is put ahead: a little at first and, where that took no space, far. Who writes waits while
+    /// the footer is made durable; and a file system without holes in files writes zeros up to it.
+    private static let ahead: (near: UInt64, far: UInt64) = (256 << 20, 16 << 30)
 
     /// The last footer lies at `footerOffset`; the file is in use up to `end`, and from there on reads as zeros.
     init(
@@ -87,16 +88,28 @@ final class VHDFile: Sendable {
         guard !isDevice else { throw full("the device is full") }
         // More than the blocks that are missing the file never needs.
         let all = needed + (max(1, space.missingBlocks) - 1) * slotSize
-        let far = max(needed, min(all, needed + Self.ahead) & ~511)
+        let (near, far) = (min(all, needed + Self.ahead.near) & ~511, min(all, needed + Self.ahead.far) & ~511)
+        let before = try handle.storage.allocatedBytes()
         do throws(DiskError) {
-            try placeFooter(&space, at: far)
+            try placeFooter(&space, at: max(needed, near))
         } catch {
             // A file system without holes in files, or a limit on their length: then no further than it must. (If it is
             // less than a megabyte that is too much, so is everything.)
-            let isFar = far - needed >= 1 << 20
-            guard isFar, [27, 28, 122].contains(error.errno) else { throw error }  // EFBIG, ENOSPC, EDQUOT
-            try placeFooter(&space, at: needed)
+            guard near > needed, near - needed >= 1 << 20, Self.isLack(error) else { throw error }
+            return try placeFooter(&space, at: needed)
         }
+        guard far > near, try handle.storage.allocatedBytes() < before + Self.ahead.near / 2 else { return }
+        do throws(DiskError) {
+            try placeFooter(&space, at: far)
+        } catch {
+            // It is far enough as it is.
+            if !Self.isLack(error) { throw error }
+        }
+    }
+
+    /// Whether it is room that is missing.
+    private static func isLack(_ error: DiskError) -> Bool {
+        [27, 28, 122].contains(error.errno)  // EFBIG, ENOSPC, EDQUOT
     }
 
     private func placeFooter(_ space: inout Space, at offset: UInt64) throws(DiskError) {
