@@ -4,29 +4,22 @@ internal import DiskStorage
 /// DEFLATE (RFC 1951), in its zlib wrapping (RFC 1950) or without one, by libdeflate. All pointers to that library are
 /// in this file.
 enum Deflate {
-    /// Decompressors that are not in use: one allocation serves all later calls.
-    private static let idle = Locked<[Decompressor]>([])
-    /// Decompressors kept for later calls at most.
-    private static let idleLimit = 16
+    private static let idle = IdleDecompressors { () throws(DiskError) in try Decompressor() }
 
     /// Decompresses the zlib stream at the front of `input` and answers how many bytes it held. What follows the
     /// stream is ignored; a broken stream, or one that holds more than `output` takes, is an error.
     static func inflateZlib(_ input: IOBytes, into output: IOBuffer) throws(DiskError) -> Int {
-        let decompressor = try takeDecompressor()
-        defer { idle.withLock { if $0.count < idleLimit { $0.append(decompressor) } } }
-        return try decompressor.inflateZlib(input, into: output)
+        try idle.lend { (decompressor) throws(DiskError) in try decompressor.inflate(.zlib, input, into: output) }
     }
 
     /// The same for a deflate stream without any wrapping.
     static func inflate(_ input: IOBytes, into output: IOBuffer) throws(DiskError) -> Int {
-        let decompressor = try takeDecompressor()
-        defer { idle.withLock { if $0.count < idleLimit { $0.append(decompressor) } } }
-        return try decompressor.inflate(input, into: output)
+        try idle.lend { (decompressor) throws(DiskError) in try decompressor.inflate(.deflate, input, into: output) }
     }
 
-    private static func takeDecompressor() throws(DiskError) -> Decompressor {
-        if let decompressor = idle.withLock({ $0.popLast() }) { return decompressor }
-        return try Decompressor()
+    /// What is decompressed.
+    private enum Stream: String {
+        case zlib, deflate
     }
 
     /// libdeflate's decompressor, used by one thread at a time.
@@ -42,35 +35,27 @@ enum Deflate {
 
         deinit { unsafe libdeflate_free_decompressor(state) }
 
-        func inflateZlib(_ input: IOBytes, into output: IOBuffer) throws(DiskError) -> Int {
+        func inflate(_ stream: Stream, _ input: IOBytes, into output: IOBuffer) throws(DiskError) -> Int {
             var taken = 0
             var count = 0
             // Both memories are lent for the call, with their lengths.
-            let result = unsafe libdeflate_zlib_decompress_ex(
-                state, input.pointer, input.count, output.pointer, output.count, &taken, &count)
-            try check(result, "zlib", input.count, output.count)
-            return count
-        }
-
-        func inflate(_ input: IOBytes, into output: IOBuffer) throws(DiskError) -> Int {
-            var taken = 0
-            var count = 0
-            // Both memories are lent for the call, with their lengths.
-            let result = unsafe libdeflate_deflate_decompress_ex(
-                state, input.pointer, input.count, output.pointer, output.count, &taken, &count)
-            try check(result, "deflate", input.count, output.count)
-            return count
-        }
-
-        private func check(
-            _ result: libdeflate_result, _ kind: StaticString, _ input: Int, _ output: Int
-        ) throws(DiskError) {
+            let result =
+                switch stream {
+                case .zlib:
+                    unsafe libdeflate_zlib_decompress_ex(
+                        state, input.pointer, input.count, output.pointer, output.count, &taken, &count)
+                case .deflate:
+                    unsafe libdeflate_deflate_decompress_ex(
+                        state, input.pointer, input.count, output.pointer, output.count, &taken, &count)
+                }
             switch result {
-            case LIBDEFLATE_SUCCESS: break
+            case LIBDEFLATE_SUCCESS: return count
             case LIBDEFLATE_INSUFFICIENT_SPACE:
-                throw DiskError(.invalidImage, "compressed data decompresses to more than \(output) bytes")
+                throw DiskError(.invalidImage, "compressed data decompresses to more than \(output.count) bytes")
             default:
-                throw DiskError(.invalidImage, "compressed data is damaged (\(input) bytes of a \(kind) stream)")
+                throw DiskError(
+                    .invalidImage,
+                    "compressed data is damaged (\(input.count) bytes of a \(stream.rawValue) stream)")
             }
         }
     }

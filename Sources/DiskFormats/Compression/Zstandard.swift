@@ -3,26 +3,22 @@ internal import DiskStorage
 
 /// Zstandard (RFC 8878), by libzstd. All pointers to that library are in this file.
 enum Zstandard {
-    /// Decompressors that are not in use: one allocation serves all later calls.
-    private static let idle = Locked<[Decompressor]>([])
-    /// Decompressors kept for later calls at most.
-    private static let idleLimit = 16
+    private static let idle = IdleDecompressors { () throws(DiskError) in try Decompressor() }
 
     /// Decompresses the frames at the front of `input` until `output` is full, and ignores what follows them. Fewer
     /// bytes, or a frame that holds more, are an error.
     ///
     /// Each frame goes straight to its place, so that it takes no memory beyond `output`, whatever window it asks for.
     static func decompress(_ input: IOBytes, into output: IOBuffer) throws(DiskError) {
-        let known = idle.withLock { $0.popLast() }
-        let decompressor = if let known { known } else { try Decompressor() }
-        defer { idle.withLock { if $0.count < idleLimit { $0.append(decompressor) } } }
-        var taken = 0
-        var done = 0
-        while done < output.count {
-            let rest = input.slice(taken, input.count - taken)
-            let (frame, count) = try decompressor.decompressFrame(rest, into: output.slice(done, output.count - done))
-            taken += frame
-            done += count
+        try idle.lend { (decompressor) throws(DiskError) in
+            var taken = 0
+            var done = 0
+            while done < output.count {
+                let (frame, count) = try decompressor.decompressFrame(
+                    input.slice(taken, input.count - taken), into: output.slice(done, output.count - done))
+                taken += frame
+                done += count
+            }
         }
     }
 

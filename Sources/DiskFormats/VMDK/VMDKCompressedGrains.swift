@@ -1,40 +1,26 @@
 internal import DiskImage
 internal import DiskStorage
 
-/// Reads the compressed grains of a streamOptimized extent, and keeps the last few decompressed: neighbouring small
-/// reads want the same grain.
+/// Reads the compressed grains of a streamOptimized extent.
 final class VMDKCompressedGrains: Sendable {
     private let handle: StorageHandle
     private let grainSize: Int
     /// Whether each grain is preceded by a marker with its sector and size (VMware Virtual Disk Format 5.0,
     /// "Stream-Optimized Compressed Sparse Extents").
     let hasMarkers: Bool
-    private let recent: Locked<[(offset: UInt64, bytes: [UInt8])]>
-    private let recentLimit: Int
+    private let decompressed: DecompressedBlocks
 
     init(handle: StorageHandle, grainSize: UInt64, hasMarkers: Bool) {
         self.handle = handle
         self.grainSize = Int(grainSize)
         self.hasMarkers = hasMarkers
-        recent = Locked([])
-        recentLimit = max(1, min(16, (1 << 20) / Int(grainSize)))
+        decompressed = DecompressedBlocks(blockSize: grainSize)
     }
 
     /// Fills `buffer` with a grain's bytes from `skip` on.
     func read(at offset: UInt64, skipping skip: Int, into buffer: IOBuffer) throws(DiskError) {
-        let known: [UInt8]? = recent.withLock { list in
-            guard let index = list.firstIndex(where: { $0.offset == offset }) else { return nil }
-            let entry = list.remove(at: index)
-            list.append(entry)
-            return entry.bytes
-        }
-        let bytes: [UInt8]
-        if let known { bytes = known } else { bytes = try decompress(at: offset) }
-        try bytes.withIOBytes { (grain) throws(DiskError) in buffer.copy(from: grain.slice(skip, buffer.count)) }
-        guard known == nil else { return }
-        recent.withLock { list in
-            if list.count >= recentLimit { list.removeFirst() }
-            list.append((offset, bytes))
+        try decompressed.read(offset, skipping: skip, into: buffer) { () throws(DiskError) in
+            try decompress(at: offset)
         }
     }
 
