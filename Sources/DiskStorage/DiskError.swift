@@ -112,6 +112,6 @@ extension DiskError: CustomStringConvertible {
         var text = image.map { $0 + ": " } ?? ""
         text += message
         if let offset { text += " (at byte \(offset))" }
-        return text
+        return text.printable()
     }
 }

@@ -149,7 +149,7 @@ struct FileFinder: CompanionOpener {
             }
             return found
         }
-        let name = Self.shown(names.first ?? "")
+        let name = (names.first ?? "").printable(limit: 200)
         let image = FilePath(imagePath).lastComponent?.string ?? imagePath
         if let obstacle {
             throw DiskError(
@@ -168,14 +168,6 @@ struct FileFinder: CompanionOpener {
             .notFound,
             "\(what) '\(name)' of \(image) is missing: looked in \(folders); "
                 + "if it lives elsewhere, give that folder with --allow-dir", image: imagePath)
-    }
-
-    /// A name from an image, for a message: not longer than a line or two, and without control characters.
-    private static func shown(_ name: String) -> String {
-        let scalars = name.unicodeScalars.prefix(200).map { $0.value < 32 || $0.value == 127 ? "?" : $0 }
-        var result = ""
-        result.unicodeScalars.append(contentsOf: scalars)
-        return scalars.count < name.unicodeScalars.count ? result + "…" : result
     }
 
     private func candidates(_ names: [String], _ imagePath: String) -> [String] {

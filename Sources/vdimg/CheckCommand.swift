@@ -49,7 +49,7 @@ struct CheckCommand: ParsableCommand {
     private func show(_ path: String, _ report: CheckReport) {
         for finding in report.findings {
             let mark = finding.isRepaired ? " (repaired)" : ""
-            print("\(finding.file): \(finding.severity.rawValue): \(finding.message)\(mark)")
+            print("\(finding.file): \(finding.severity.rawValue): \(finding.message)\(mark)".printable())
         }
         let kept = report.findings.count
         let all = report.counts.values.reduce(0, +)

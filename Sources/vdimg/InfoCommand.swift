@@ -48,7 +48,7 @@ struct InfoCommand: ParsableCommand {
         rows += image.snapshots.map { ("internal snapshot", describe($0)) }
         let width = rows.map(\.0.count).max() ?? 0
         for (title, value) in rows {
-            print(title + ":" + String(repeating: " ", count: width - title.count + 1) + value)
+            print(title + ":" + String(repeating: " ", count: width - title.count + 1) + value.printable())
         }
     }
 }
@@ -63,15 +63,8 @@ private func describe(_ snapshot: InternalSnapshot) -> String {
     let time = unsafe "\(two(fields.tm_hour)):\(two(fields.tm_min)):\(two(fields.tm_sec))"
     let machine =
         snapshot.machineStateSize > 0 ? ", with \(humanSize(snapshot.machineStateSize)) of machine state" : ""
-    return "\(printable(snapshot.id)), \(printable(snapshot.name)), made \(day) \(time) UTC, "
+    return "\(snapshot.id), \(snapshot.name), made \(day) \(time) UTC, "
         + "\(humanSize(snapshot.virtualSize))\(machine)"
-}
-
-/// Text from an image, without what would act on a terminal.
-private func printable(_ text: String) -> String {
-    var result = ""
-    result.unicodeScalars.append(contentsOf: text.unicodeScalars.map { $0.value < 32 || $0.value == 127 ? "?" : $0 })
-    return result
 }
 
 /// An image as JSON shows it.

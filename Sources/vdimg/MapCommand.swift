@@ -21,7 +21,10 @@ struct MapCommand: ParsableCommand {
                 let record = ExtentRecord(extent)
                 let place =
                     record.file.map { $0 + (record.fileOffset.map { " at \($0)" } ?? ", compressed") } ?? record.kind
-                print(row(String(record.offset), String(record.length), record.layer.map(String.init) ?? "-", place))
+                print(
+                    row(
+                        String(record.offset), String(record.length), record.layer.map(String.init) ?? "-",
+                        place.printable()))
                 return true
             }
         }

@@ -1,4 +1,5 @@
 import CommandSupport
+import DiskStorage
 import FuseHost
 import Glibc
 import VirtualDisk
@@ -86,14 +87,14 @@ enum MountList {
 
     private static func lines(_ mount: MountStatus) -> [String] {
         let process = mount.process.map { "process \($0)" } ?? "no process"
-        var lines = ["\(shown(mount.mountpoint)): \(mount.mode), \(process)"]
+        var lines = ["\(mount.mountpoint.printable()): \(mount.mode), \(process)"]
         if mount.state == .dead {
-            lines[0] = "\(shown(mount.mountpoint)): dead, its daemon was killed: clear it with vdumount"
+            lines[0] = "\(mount.mountpoint.printable()): dead, its daemon was killed: clear it with vdumount"
         }
-        if let files = mount.files { lines.append("  files \(shown(files))") }
+        if let files = mount.files { lines.append("  files \(files.printable())") }
         for (index, image) in mount.images.enumerated() {
-            let format = image.format.isEmpty ? "" : " (\(shown(image.format)))"
-            lines.append("  \(index == 0 ? "image" : "below") \(shown(image.path))\(format)")
+            let format = image.format.isEmpty ? "" : " (\(image.format.printable()))"
+            lines.append("  \(index == 0 ? "image" : "below") \(image.path.printable())\(format)")
         }
         if let size = mount.size { lines.append("  size  \(humanSize(size))") }
         if let read = mount.bytesRead, let written = mount.bytesWritten {
@@ -105,11 +106,5 @@ enum MountList {
                     + "of which \(humanSize(UInt64(max(0, dirty)))) wait to be written")
         }
         return lines
-    }
-
-    /// A name for a terminal: without control characters.
-    private static func shown(_ text: String) -> String {
-        String(
-            String.UnicodeScalarView(text.unicodeScalars.map { $0.properties.generalCategory == .control ? "?" : $0 }))
     }
 }

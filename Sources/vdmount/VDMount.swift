@@ -159,9 +159,7 @@ struct VDMount: ParsableCommand {
             throw ValidationError("--vhd-size takes chs or current, not '\(rule)'")
         }
         request.snapshot = snapshot ?? request.snapshot
-        if request.snapshot != nil, isWritable || request.isWritable, !request.hasOverlay, overlay == false,
-            overlayFile == nil
-        {
+        if request.snapshot != nil, request.isWritable, !request.hasOverlay {
             throw ValidationError(
                 "an internal snapshot is read-only: leave out --rw (in fstab: say ro), or add --overlay")
         }

@@ -63,11 +63,7 @@ struct QCOW2FeatureName: Sendable {
         type = try fields.byte(at: 0)
         bit = try fields.byte(at: 1)
         let text = try fields.bytes(at: 2, count: 46).prefix { $0 != 0 }
-        var printable = ""
-        for scalar in String(decoding: text, as: UTF8.self).unicodeScalars {
-            printable.unicodeScalars.append(scalar.value < 32 || scalar.value == 127 ? "?" : scalar)
-        }
-        name = printable
+        name = String(decoding: text, as: UTF8.self)
     }
 
     init(type: UInt8, bit: UInt8, name: String) {

@@ -32,13 +32,13 @@ enum QEMUFileName {
     /// Throws where a name is none of a file.
     static func check(_ name: String, image: String) throws(DiskError) {
         guard let scheme = protocolName(name), scheme != "file" else { return }
-        let shown = String(name.prefix(100).map { $0.isASCII && $0.asciiValue ?? 0 < 32 ? "?" : $0 })
         let reason =
             scheme == "json"
             ? "a description in JSON" : "something that is reached by the protocol '\(scheme.prefix(20))'"
         throw DiskError(
             .unsupported,
-            "its backing file '\(shown)' is \(reason), not a file: 'qemu-img rebase -u' can name a file instead",
+            "its backing file '\(name.printable(limit: 100))' is \(reason), not a file: "
+                + "'qemu-img rebase -u' can name a file instead",
             image: image)
     }
 

@@ -122,13 +122,8 @@ struct VMDKExtentDescription: Sendable, Equatable {
     }
 }
 
-/// The beginning of a text from an image, for a message: short, and without control characters.
-func clipped(_ text: String) -> String {
-    let scalars = text.unicodeScalars.prefix(120).map { $0.value < 32 || $0.value == 127 ? "?" : $0 }
-    var result = ""
-    result.unicodeScalars.append(contentsOf: scalars)
-    return scalars.count < text.unicodeScalars.count ? result + "…" : result
-}
+/// The beginning of a text from an image, for a message.
+func clipped(_ text: String) -> String { text.printable(limit: 120) }
 
 /// Takes words off a line, one after the other.
 private struct WordScanner {
