@@ -17,7 +17,7 @@ SWIFT_MINIMUM := 6.2
 # What building, testing, the demo and the benchmark need from Debian. Swift itself is not among it: see check-swift.
 PACKAGES := \
     make gcc g++ pkg-config git ca-certificates \
-    libfuse3-dev fuse3 libseccomp-dev libdeflate-dev libzstd-dev \
+    libfuse3-dev fuse3 libseccomp-dev libdeflate-dev libisal-dev libzstd-dev \
     qemu-utils qemu-system-common libvmdk-utils libvhdi-utils libqcow-utils \
     fdisk parted gdisk btrfs-progs dosfstools exfatprogs f2fs-tools ntfs-3g cryptsetup-bin genisoimage squashfs-tools \
     fio e2fsprogs xfsprogs mount util-linux procps strace python3 xz-utils zstd systemd
@@ -77,7 +77,7 @@ check-swift:
 .PHONY: deps
 deps: check-swift
 	@if ! command -v dpkg-query >/dev/null; then \
-	    if command -v pkg-config >/dev/null && pkg-config --exists fuse3 libseccomp libdeflate libzstd; then exit 0; fi; \
+	    if command -v pkg-config >/dev/null && pkg-config --exists fuse3 libseccomp libdeflate libisal libzstd; then exit 0; fi; \
 	    echo "make deps: this is not a Debian system: install the equivalents of: $(strip $(PACKAGES))" >&2; exit 1; \
 	fi; \
 	missing=(); \

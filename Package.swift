@@ -29,6 +29,7 @@ let package = Package(
     ],
     targets: [
         .systemLibrary(name: "CFuse3", pkgConfig: "fuse3", providers: [.apt(["libfuse3-dev"])]),
+        .systemLibrary(name: "CISAL", pkgConfig: "libisal", providers: [.apt(["libisal-dev"])]),
         .systemLibrary(name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
         .systemLibrary(name: "CSeccomp", pkgConfig: "libseccomp", providers: [.apt(["libseccomp-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
@@ -38,7 +39,8 @@ let package = Package(
         .target(name: "DiskImage", dependencies: ["DiskStorage", "CLinux"], swiftSettings: strict),
         .target(name: "DiskPartitions", dependencies: ["DiskStorage", "CDeflate"], swiftSettings: strict),
         .target(
-            name: "DiskFormats", dependencies: ["DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CZstd"],
+            name: "DiskFormats",
+            dependencies: ["DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CISAL", "CZstd"],
             swiftSettings: strict),
         .target(
             name: "VirtualDisk",

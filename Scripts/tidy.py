@@ -22,7 +22,7 @@ ALLOWED_IMPORTS = {
     "DiskStorage": STORAGE_IMPORTS,
     "DiskImage": STORAGE_IMPORTS | {"DiskStorage"},
     "DiskPartitions": {"DiskStorage", "CDeflate"},
-    "DiskFormats": {"DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CZstd", "Glibc"},
+    "DiskFormats": {"DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CISAL", "CZstd", "Glibc"},
     "VirtualDisk": {"DiskFormats", "DiskImage", "DiskPartitions", "DiskStorage", "CLinux", "SystemPackage", "Dispatch",
                     "Glibc"},
     "CommandSupport": {"ArgumentParser", "FoundationEssentials"},

@@ -10,6 +10,7 @@ public enum Formats {
         QCOWDriver(),
         QEDDriver(),
         VHDDriver(),
+        VHDXDriver(),
         OverlayDriver(),
         RawDriver(),
     ])

@@ -140,6 +140,8 @@ public struct ParentLink: Sendable, Equatable {
     public var paths: [String]
     /// The parent's UUID, to search for where no path leads to it.
     public var uuid: DiskUUID?
+    /// The same for a child that records the parent's modification UUID alone.
+    public var modificationUUID: DiskUUID?
     /// The parent's format if the child records it; nil: it is probed.
     public var format: String?
     /// Whether a parent that no format recognises is refused unless its name says that it is raw: for children that
@@ -147,12 +149,26 @@ public struct ParentLink: Sendable, Equatable {
     public var mustBeRecognized: Bool
 
     public init(
-        paths: [String], uuid: DiskUUID? = nil, format: String? = nil, mustBeRecognized: Bool = false
+        paths: [String], uuid: DiskUUID? = nil, modificationUUID: DiskUUID? = nil, format: String? = nil,
+        mustBeRecognized: Bool = false
     ) {
         self.paths = paths
         self.uuid = uuid
+        self.modificationUUID = modificationUUID
         self.format = format
         self.mustBeRecognized = mustBeRecognized
+    }
+}
+
+extension ParentLink {
+    /// Whether a child can name its parent by what stands in the parent itself.
+    public var hasIdentity: Bool { uuid != nil || modificationUUID != nil }
+
+    /// Whether the image with that identity is the one that is searched for.
+    public func matches(_ identity: ImageIdentity) -> Bool {
+        if let uuid { return identity.uuid == uuid }
+        guard let modificationUUID else { return false }
+        return (identity.modificationUUID ?? identity.uuid) == modificationUUID
     }
 }
 

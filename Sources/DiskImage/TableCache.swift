@@ -43,6 +43,8 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
         var pending: [UInt64] = []
         /// Slots with changes, by the set that will write them.
         var dirtySlots: [UInt32: Int] = [:]
+        /// How many slots with changes a set can have, where that is limited.
+        var dirtyLimits: [UInt32: Int] = [:]
     }
 
     /// The memory for pages in bytes.
@@ -88,23 +90,23 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
 
     // MARK: - Storing
 
-    /// Stores a 32-bit word; `order` says after what it may be written. False: no slot is free for the page until the
-    /// set has been flushed.
+    /// Stores a 32-bit word; `order` says after what it may be written. False: no slot is free for the page, or the set
+    /// can take no more changes, until it has been flushed.
     func store32(_ fileTag: UInt64, _ offset: UInt64, _ value: UInt32, _ order: WriteOrder) throws(DiskError) -> Bool {
         try withPage(fileTag | offset >> 12) { slot, state -> Bool in
+            guard markDirty(slot, sector: Int(offset & 4095) / 512, order, &state) else { return false }
             unsafe clinux_store32_relaxed(index.place(slot, offset), value)
-            markDirty(slot, sector: Int(offset & 4095) / 512, order, &state)
             return true
-        } != nil
+        } == true
     }
 
     /// Stores a 64-bit word; see ``store32(_:_:_:_:)``.
     func store64(_ fileTag: UInt64, _ offset: UInt64, _ value: UInt64, _ order: WriteOrder) throws(DiskError) -> Bool {
         try withPage(fileTag | offset >> 12) { slot, state -> Bool in
+            guard markDirty(slot, sector: Int(offset & 4095) / 512, order, &state) else { return false }
             unsafe clinux_store64_relaxed(index.place(slot, offset), value)
-            markDirty(slot, sector: Int(offset & 4095) / 512, order, &state)
             return true
-        } != nil
+        } == true
     }
 
     /// Stores two 64-bit words at `offset`, a multiple of 16, at once; see ``store32(_:_:_:_:)``.
@@ -112,17 +114,23 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
         _ fileTag: UInt64, _ offset: UInt64, _ first: UInt64, _ second: UInt64, _ order: WriteOrder
     ) throws(DiskError) -> Bool {
         try withPage(fileTag | offset >> 12) { slot, state -> Bool in
+            guard markDirty(slot, sector: Int(offset & 4095) / 512, order, &state) else { return false }
             unsafe clinux_store64_relaxed(index.place(slot, offset), first)
             unsafe clinux_store64_relaxed(index.place(slot, offset + 8), second)
-            markDirty(slot, sector: Int(offset & 4095) / 512, order, &state)
             return true
-        } != nil
+        } == true
     }
 
-    private func markDirty(_ slot: Int, sector: Int, _ order: WriteOrder, _ state: inout State) {
+    /// Notes a change that is about to be made, under the lock; answers whether it may be.
+    private func markDirty(_ slot: Int, sector: Int, _ order: WriteOrder, _ state: inout State) -> Bool {
         let owner = state.slots[slot].owner
-        if !state.slots[slot].isDirty { state.dirtySlots[owner, default: 0] += 1 }
+        if !state.slots[slot].isDirty {
+            let count = state.dirtySlots[owner] ?? 0
+            if let limit = state.dirtyLimits[owner], count >= limit { return false }
+            state.dirtySlots[owner] = count + 1
+        }
         state.slots[slot].dirty[order.rawValue] |= 1 << UInt8(sector)
+        return true
     }
 
     // MARK: - Pages coming and going
@@ -249,6 +257,7 @@ public final class TableCache: @unchecked Sendable {  // slots are guarded by `s
             }
             for number in numbers { state.files[number] = nil }
             state.dirtySlots[set] = nil
+            state.dirtyLimits[set] = nil
         }
     }
 }

@@ -35,11 +35,24 @@ public final class TableSet: Sendable {
     /// Flushes asked for so far.
     private let tickets = Locked<UInt64>(0)
     private let dirtyLimit: Int
+    private let journal: (any TableJournal)?
 
-    public init(cache: TableCache) {
+    /// With a `journal`, changes go through it instead of being written in their order; all tables lie in one file
+    /// then.
+    public init(cache: TableCache, journal: (any TableJournal)? = nil) {
         self.cache = cache
-        number = cache.newSet()
-        dirtyLimit = max(4, min(1024, cache.capacity / PageIndex.pageSize / 4))
+        self.journal = journal
+        let number = cache.newSet()
+        self.number = number
+        let limit = max(4, min(1024, cache.capacity / PageIndex.pageSize / 4))
+        guard let journal else {
+            dirtyLimit = limit
+            return
+        }
+        // What is changed between two flushes fits into one record of the journal.
+        let pageLimit = max(1, journal.pageLimit)
+        dirtyLimit = max(1, min(limit, pageLimit / 2))
+        cache.state.withLock { $0.dirtyLimits[number] = pageLimit }
     }
 
     deinit { cache.detach(set: number) }
@@ -83,6 +96,7 @@ public final class TableSet: Sendable {
     }
 
     private func flushAlone(_ flushData: () throws(DiskError) -> Void) throws(DiskError) {
+        if let journal { return try flush(through: journal, flushData) }
         let (runs, slots) = stage()
         do throws(DiskError) {
             try flushData()
@@ -122,6 +136,63 @@ public final class TableSet: Sendable {
             state.dirtySlots[number] = 0
             return (runs, slots)
         }
+    }
+
+    /// A page with changes, copied, and which of its sectors they are in by order.
+    private struct StagedPage {
+        let slot: Int
+        let dirty: InlineArray<5, UInt8>
+        let page: TablePage
+    }
+
+    /// The same through a journal, which takes whole pages, all of them or none.
+    private func flush(
+        through journal: any TableJournal, _ flushData: () throws(DiskError) -> Void
+    ) throws(DiskError) {
+        let staged = stagePages()
+        do throws(DiskError) {
+            try flushData()
+            if !staged.isEmpty { try journal.write(staged.map(\.page).sorted { $0.offset < $1.offset }) }
+        } catch {
+            release(staged, redo: true)
+            throw error
+        }
+        release(staged, redo: false)
+    }
+
+    private func stagePages() -> [StagedPage] {
+        cache.state.withLock { state in
+            var staged: [StagedPage] = []
+            guard let count = state.dirtySlots[number], count > 0 else { return staged }
+            for slot in state.slots.indices where state.slots[slot].owner == number && state.slots[slot].isDirty {
+                let number = unsafe cache.index.tags[slot] & (1 << PageIndex.pageBits - 1)
+                let start = unsafe cache.index.pages + slot * PageIndex.pageSize
+                let bytes = unsafe Array(UnsafeRawBufferPointer(start: start, count: PageIndex.pageSize))
+                staged.append(
+                    StagedPage(
+                        slot: slot, dirty: state.slots[slot].dirty,
+                        page: TablePage(offset: number * UInt64(PageIndex.pageSize), bytes: bytes)))
+                state.slots[slot].dirty = InlineArray(repeating: 0)
+                state.slots[slot].isWriting = true
+            }
+            state.dirtySlots[number] = 0
+            return staged
+        }
+    }
+
+    private func release(_ staged: [StagedPage], redo: Bool) {
+        guard !staged.isEmpty else { return }
+        cache.state.withLock { state in
+            for page in staged {
+                state.slots[page.slot].isWriting = false
+                guard redo else { continue }
+                if !state.slots[page.slot].isDirty { state.dirtySlots[number, default: 0] += 1 }
+                for order in WriteOrder.allCases {
+                    state.slots[page.slot].dirty[order.rawValue] |= page.dirty[order.rawValue]
+                }
+            }
+        }
+        cache.wakeWaiters()
     }
 
     /// The runs of set bits.
@@ -164,6 +235,29 @@ public final class TableSet: Sendable {
         }
         cache.wakeWaiters()
     }
+}
+
+/// A page of a file with tables in it.
+public struct TablePage: Sendable {
+    /// Where it lies in its file, a multiple of 4096 bytes.
+    public let offset: UInt64
+    /// Its 4096 bytes.
+    public let bytes: [UInt8]
+
+    public init(offset: UInt64, bytes: [UInt8]) {
+        self.offset = offset
+        self.bytes = bytes
+    }
+}
+
+/// A format's own journal, through which changes of tables reach its file.
+public protocol TableJournal: AnyObject, Sendable {
+    /// The most pages that can be written at once.
+    var pageLimit: Int { get }
+
+    /// Makes pages durable in the journal, all or none of them, and writes them to where they belong. Guest data is
+    /// durable when it is called; no two calls run at the same time.
+    func write(_ pages: [TablePage]) throws(DiskError)
 }
 
 /// A file with mapping tables in it: loads and stores entries by byte offset. A plain value without references, for the

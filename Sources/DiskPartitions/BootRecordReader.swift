@@ -29,6 +29,7 @@ struct BootRecordReader<Source: SectorSource> {
     }
 
     func read() throws(DiskError) -> PartitionTable {
+        if source.sectorSize == 4096, case .success(let large) = try reading(sectorSize: 4096) { return table(large) }
         let small = try reading(sectorSize: 512)
         // Only what is known can tell the sizes apart; see PartitionTable.
         if !hasEvidence(small), case .success(let large) = try reading(sectorSize: 4096), hasEvidence(.success(large)) {

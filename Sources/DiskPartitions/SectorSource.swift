@@ -4,6 +4,8 @@ public import DiskStorage
 public protocol SectorSource: Sendable {
     /// The size in bytes.
     var size: UInt64 { get }
+    /// The bytes of a sector, where more is known of it than what lies on it tells.
+    var sectorSize: UInt32? { get }
     /// Fills `buffer` from `offset` on. The range lies inside the size.
     func read(into buffer: IOBuffer, at offset: UInt64) throws(DiskError)
 }
@@ -25,6 +27,8 @@ public struct StorageSource: SectorSource {
 }
 
 extension SectorSource {
+    public var sectorSize: UInt32? { nil }
+
     /// The fields of `count` bytes, or nil if they do not lie inside the source. `count` is bounded by the caller.
     func fields(at offset: UInt64, count: Int) throws(DiskError) -> FieldReader? {
         guard count >= 0, offset <= size, UInt64(count) <= size - offset else { return nil }

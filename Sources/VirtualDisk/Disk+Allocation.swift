@@ -62,6 +62,7 @@ extension Disk {
         let count = Int(written.upperBound - offset)
         if bytes.count >= EarlyWriteback.smallestWrite {
             earlyWriteback?.note(count, in: chain.top.storage(storage))
+            earlyWriteback?.begin(filling: written.upperBound, end: blocks.upperBound)
         }
         return count
     }

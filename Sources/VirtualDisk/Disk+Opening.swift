@@ -121,12 +121,12 @@ struct ChainOpener {
         }
         // Where no path leads to it: the image with that UUID among those beside the child.
         if let failure, failure.kind != .notFound { throw failure }
-        if let uuid = link.uuid, let found = try search(for: uuid, of: child, at: childPath, mode) { return found }
+        if link.hasIdentity, let found = try search(for: link, of: child, at: childPath, mode) { return found }
         if let failure { throw failure }
         let folders = finder.searchFolders(of: childPath).joined(separator: ", ")
         throw DiskError(
             .notFound,
-            "the parent is known by its UUID \(link.uuid?.description ?? "(none)") alone, "
+            "the parent is known by its UUID \((link.uuid ?? link.modificationUUID)?.description ?? "(none)") alone, "
                 + "and no image in \(folders) has it; "
                 + "if it lives elsewhere, give that folder with --allow-dir", image: child.path)
     }
@@ -154,7 +154,7 @@ struct ChainOpener {
     /// Looks at the headers of all images beside `childPath`: of several with that UUID, copies of one another, the
     /// one that the child says was its parent is taken.
     private func search(
-        for uuid: DiskUUID, of child: Layer, at childPath: String, _ mode: OpenMode
+        for link: ParentLink, of child: Layer, at childPath: String, _ mode: OpenMode
     ) throws(DiskError) -> (layer: Layer, identity: FileIdentity)? {
         var quiet = options
         quiet.locksImages = false
@@ -164,13 +164,13 @@ struct ChainOpener {
             guard path != childPath, let file = try? probe.finder.open(path, isWritable: false),
                 let driver = try? Formats.all.probe(file.storage),
                 let layer = try? probe.openLayer(driver, file.storage, file.path, .information, shownAs: path),
-                layer.backend.identity.uuid == uuid
+                link.matches(layer.backend.identity)
             else { continue }
             do throws(DiskError) {
                 try child.backend.checkLink(to: layer.backend)
                 let found = try finder.openParent([path], of: childPath)
                 let opened = try openLayer(driver, found.storage, found.path, mode, shownAs: found.path)
-                guard opened.backend.identity.uuid == uuid else { continue }
+                guard link.matches(opened.backend.identity) else { continue }
                 return (opened, found.identity)
             } catch {
                 // It may have been changed since, or be damaged; there may be a copy that is not.

@@ -110,6 +110,11 @@ public final class Disk: Sendable {
             try top.write(extent.storage, part, at: extent.fileOffset, for: .guestData)
             done += part.count
         }
+        if bytes.count >= EarlyWriteback.smallestWrite, let earlyWriteback,
+            earlyWriteback.continues(at: offset, bytes.count)
+        {
+            earlyWriteback.note(bytes.count, in: top.storage(batch[0].storage))
+        }
         return true
     }
 

@@ -19,6 +19,41 @@ final class EarlyWriteback: Sendable {
         /// Bytes written since the system was asked.
         var waiting = 0
         var isAsking = false
+        /// Blocks of which a part was written so far; the one that began last is the last.
+        var fronts: [Front] = []
+    }
+
+    /// How far a large block has been filled that was allocated by a write of a part of it: bytes of the disk.
+    private struct Front {
+        var next: UInt64
+        let end: UInt64
+    }
+
+    /// Blocks that may be being filled at the same time.
+    private static let frontLimit = 8
+    /// How far ahead of the others a write may come; they arrive in any order.
+    private static let reach: UInt64 = 16 << 20
+
+    /// Notes that a block was allocated up to `end` and written up to `next`.
+    func begin(filling next: UInt64, end: UInt64) {
+        guard next < end else { return }
+        state.withLock { state in
+            if state.fronts.count == Self.frontLimit { state.fronts.removeFirst() }
+            state.fronts.append(Front(next: next, end: end))
+        }
+    }
+
+    /// Whether a write in place goes on with filling a block, and is not the second one there.
+    func continues(at offset: UInt64, _ count: Int) -> Bool {
+        state.withLock { state in
+            let found = state.fronts.firstIndex {
+                $0.next <= offset && offset < $0.end && offset - $0.next <= Self.reach
+            }
+            guard let found else { return false }
+            state.fronts[found].next = offset + UInt64(count)
+            if state.fronts[found].next >= state.fronts[found].end { state.fronts.remove(at: found) }
+            return true
+        }
     }
 
     /// Notes that so many bytes were written to a storage. Does not wait.
@@ -26,7 +61,7 @@ final class EarlyWriteback: Sendable {
         let isDue = state.withLock { state in
             state.waiting += count
             guard state.waiting >= Self.step, !state.isAsking else { return false }
-            state = State(waiting: 0, isAsking: true)
+            (state.waiting, state.isAsking) = (0, true)
             return true
         }
         guard isDue else { return }

@@ -42,7 +42,10 @@ struct InfoCommand: ParsableCommand {
             ),
         ]
         if image.blockSize > 0 { rows.append(("block size", humanSize(image.blockSize))) }
-        if image.sectorSize != 512 { rows.append(("sector size", "\(image.sectorSize) bytes")) }
+        if image.sectorSize != 512 {
+            let size = image.sectorSize
+            rows.append(("sector size", "\(size) bytes: a loop device needs 'losetup --sector-size \(size)'"))
+        }
         rows += image.properties.map { ($0.title, $0.value) }
         for file in image.files.dropFirst() { rows.append(("file", file)) }
         rows += image.snapshots.map { ("internal snapshot", describe($0)) }

@@ -68,7 +68,8 @@ struct DiskInformation: Codable {
         }
         self.disk = DiskRecord(
             size: disk.size, mode: disk.isWritable ? "rw" : "ro", partitionTable: table.kind.rawValue,
-            sectorSize: table.sectorSize, identifier: table.diskIdentifier, warning: table.warning,
+            sectorSize: max(table.sectorSize, Int(disk.sectorSize ?? 0)), identifier: table.diskIdentifier,
+            warning: table.warning,
             fileSystem: table.partitions.isEmpty ? fileSystem(0, disk.size) : nil)
         images = disk.layers.map { .init(path: $0.path, format: $0.format) }
         partitions = table.partitions.map {

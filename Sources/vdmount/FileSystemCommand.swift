@@ -63,7 +63,9 @@ struct FileSystemCommand {
         guard status == 0 else {
             throw HostError(subject: folder, reason: text.isEmpty ? "the disk cannot be exposed" : text)
         }
-        if !said.isEmpty { Daemon.say(said) }
+        // The loop device is told here.
+        let rest = said.split(separator: "\n").filter { !$0.hasSuffix(RunningMount.sectorNote(4096)) }
+        if !rest.isEmpty { Daemon.say(rest.joined(separator: "\n")) }
     }
 
     private struct Choice {

@@ -47,8 +47,14 @@ struct RunningMount {
             throw MountFailure(text: "\(error)")
         }
         if place.isFolder, let warning = partitions.begin(session) { Daemon.say("vdmount: \(image): \(warning)") }
+        if let size = disk.sectorSize { Daemon.say("vdmount: \(image): \(Self.sectorNote(size))") }
         let mode = request.isWritable ? "read-write" : "read-only"
         summary = "\(image) is at \(place.path), \(mode), \(disk.size) bytes"
+    }
+
+    /// What to do about a disk whose sectors do not have 512 bytes.
+    static func sectorNote(_ size: UInt32) -> String {
+        "the disk has sectors of \(size) bytes: a loop device needs 'losetup --sector-size \(size)'"
     }
 
     private static func options(_ request: MountRequest) -> DiskOptions {

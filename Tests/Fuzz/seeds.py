@@ -126,6 +126,71 @@ def vhds(folder):
             seed(folder, f"vhd-child-{block >> 10}-{how}", how, image, b"\x22" * size)
 
 
+def vhdx_pieces(image):
+    """A VHDX as the fuzzer takes it: what is not zeros, of blocks a little."""
+    result = b"pieces" + bytes([len(image) >> 20])
+    for start in range(0, len(image), 4096):
+        data = image[start:start + 4096].rstrip(b"\0")
+        if data and (start < 4 << 20 or start % (1 << 20) == 0):
+            result += struct.pack("<IH", start // 512, len(data)) + data
+    return result
+
+
+def vhdxs(folder):
+    """VHDXs by qemu-img; from one of them a child, and one whose log is to be replayed, by the specification."""
+    with tempfile.TemporaryDirectory() as work:
+        raw, path = os.path.join(work, "raw"), os.path.join(work, "a.vhdx")
+        with open(raw, "wb") as file:
+            file.write(b"\x11" * 70000 + bytes(1 << 20) + os.urandom(3000))
+            file.truncate(5 << 19)
+        made = {}
+        for name, options in (("dynamic", "block_size=1M,log_size=1M,block_state_zero=off"), ("zero", "block_size=1M"),
+                              ("fixed", "block_size=1M,subformat=fixed")):
+            subprocess.run(["qemu-img", "convert", "-O", "vhdx", "-o", options, raw, path], check=True)
+            made[name] = open(path, "rb").read()
+    base = bytearray(made["dynamic"])
+    guid = bytes(range(1, 17))
+    for header in (64 << 10, 128 << 10):
+        base[header + 32:header + 48] = guid
+    regions = {bytes(base[place:place + 4]): struct.unpack_from("<Q", base, place + 16)[0]
+               for place in ((192 << 10) + 16, (192 << 10) + 48)}
+    metadata, table = regions[bytes.fromhex("06a27c8b")], regions[bytes.fromhex("6677c22d")]
+    child = bytearray(base)
+    child[metadata + (64 << 10) + 4] |= 2
+    texts = ["parent_linkage", "{04030201-0605-0807-090a-0b0c0d0e0f10}", "relative_path", ".\\b.vmdk"]
+    words = [text.encode("utf-16-le") for text in texts]
+    locator = bytes.fromhex("b7ef4ab09ed1814ab78925b8e9445913") + struct.pack("<HH", 0, 2)
+    starts = [44 + sum(map(len, words[:number])) for number in range(4)]
+    for number in (0, 2):
+        locator += struct.pack("<IIHH", starts[number], starts[number + 1], len(words[number]), len(words[number + 1]))
+    locator += b"".join(words)
+    place = 80 << 10
+    child[metadata + place:metadata + place + len(locator)] = locator
+    child[metadata + 10] += 1
+    entry = metadata + 32 * child[metadata + 10]
+    child[entry:entry + 28] = (bytes.fromhex("2d5fd3a80bb34d45abf7d3d84834ab0c")
+                               + struct.pack("<III", place, len(locator), 4))
+    # The first block is here in parts; behind all lies the bitmap.
+    child[table] |= 7
+    struct.pack_into("<Q", child, table + 4096 * 8, len(child) | 6)
+    child += b"\x0f\xff".ljust(1 << 20, b"\0")
+    unclean = bytearray(base)
+    log = struct.unpack_from("<Q", unclean, (64 << 10) + 72)[0]
+    for header in (64 << 10, 128 << 10):
+        unclean[header + 48:header + 64] = guid
+    page = bytes(unclean[table:table + 4096])
+    unclean[table:table + 4096] = bytes(4096)
+    for number, start in ((1, log), (2, log + 8192)):
+        unclean[start:start + 64] = b"loge" + struct.pack("<IIIQII16sQQ", 0, 8192, 0, number, 2, 0, guid, 0, len(base))
+        unclean[start + 64:start + 96] = b"zero" + struct.pack("<IQQQ", 0, 4096, table + 8192, number)
+        unclean[start + 96:start + 128] = b"desc" + page[4092:] + page[:8] + struct.pack("<QQ", table, number)
+        unclean[start + 4096:start + 8192] = b"data" + bytes(4) + page[8:4092] + struct.pack("<I", number)
+    made.update(child=bytes(child), unclean=bytes(unclean))
+    for name, image in made.items():
+        for how in (0, 1, 3, 5, 7):
+            seed(folder, f"vhdx-{name}-{how}", how, vhdx_pieces(image), vhdx_pieces(bytes(base)))
+
+
 def vdis(folder):
     """VDIs of every kind, by the tests' own program, and one of qemu-img's; children lie over another."""
     reader = os.path.join(os.path.dirname(__file__), "..", "Readers", "vdi.py")
@@ -263,5 +328,5 @@ def partitions(folder):
 
 if __name__ == "__main__":
     os.makedirs(sys.argv[2], exist_ok=True)
-    for make in {"fuzz": [images, overlays, qed, vhds, vdis, qcow2], "fuzz-partitions": [partitions]}[sys.argv[1]]:
+    for make in {"fuzz": [images, overlays, qed, vhds, vhdxs, vdis, qcow2], "fuzz-partitions": [partitions]}[sys.argv[1]]:
         make(sys.argv[2])

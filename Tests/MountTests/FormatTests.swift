@@ -10,7 +10,7 @@ extension MountTests {
 
         /// A file system is made on a child, filled, and is still right after kill -9, by our reading and our checker's
         /// word, and where a peer can read chains of the format, by its.
-        @Test(arguments: ["vdi", "vhd", "qed", "qcow2"]) func fileSystemOnAChild(_ format: String) throws {
+        @Test(arguments: ["vdi", "vhd", "vhdx", "qed", "qcow2"]) func fileSystemOnAChild(_ format: String) throws {
             try Stage.use { stage in
                 let base = stage.file("base.\(format)")
                 try vdimg("create", "--quiet", "--size", "64M", base)
@@ -49,6 +49,35 @@ extension MountTests {
             try tool("diff", "-r", "/etc/default", "\(files)/copy")
             try tool("umount", files)
             try again.unmount()
+        }
+
+        /// The bytes of a disk whose sectors have 4096: what is said of it, and a file system that knows.
+        @Test func sectorsOfFourKilobytes() throws {
+            try Stage.use { stage in
+                let image = stage.file("disk.vhdx")
+                try vdimg(
+                    "create", "--quiet", "--size", "400M", "--block-size", "1M", "--option", "logical-sector-size=4096",
+                    image
+                )
+                #expect(try vdimg("info", image).contains("losetup --sector-size 4096"))
+                let place = try stage.makeMountpoint()
+                let result = try attempt(Programs.vdmount, "--rw", image, place)
+                #expect(result.status == 0 && result.errorText.contains("losetup --sector-size 4096"), "\(result)")
+                let device = try stage.attach("\(place)/disk.raw", "--sector-size", "4096")
+                #expect(try tool("blockdev", "--getss", device) == "4096\n")
+                try tool("mkfs.xfs", "-q", device)
+                try stage.detach(device)
+                try tool(Programs.vdumount, place)
+                let folder = try stage.makeFolder("files")
+                let mounted = try attempt(Programs.vdmount, "--fs", "--rw", image, folder)
+                #expect(mounted.status == 0 && mounted.errorText.isEmpty, "\(mounted)")
+                try writeFile("\(folder)/hello", "hello")
+                try tool(Programs.vdumount, folder)
+                try vdimg("check", image)
+                try tool(Programs.vdmount, "--fs", image, folder)
+                #expect(contents(of: "\(folder)/hello") == "hello")
+                try tool(Programs.vdumount, folder)
+            }
         }
 
         @Test func internalSnapshot() throws {

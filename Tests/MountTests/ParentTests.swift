@@ -138,7 +138,9 @@ extension MountTests {
         }
 
         /// What a mount will ask for, `vdimg create` says at once.
-        @Test(arguments: ["vmdk", "vdi", "vhd", "qed", "qcow2"]) func parentOutOfReachIsNoted(_ format: String) throws {
+        @Test(arguments: ["vmdk", "vdi", "vhd", "vhdx", "qed", "qcow2"]) func parentOutOfReachIsNoted(
+            _ format: String
+        ) throws {
             try Stage.use { stage in
                 let base = "\(try stage.makeFolder("bases"))/base.\(format)"
                 let folder = try stage.makeFolder("children")

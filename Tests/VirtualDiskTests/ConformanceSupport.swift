@@ -147,7 +147,7 @@ enum Peer {
 
 extension DiskKind {
     /// All kinds of disks.
-    static let all = vmdk + vdi + vhd + qed + qcow2
+    static let all = vmdk + vdi + vhd + vhdx + qed + qcow2
 
     /// Of sizes that are no multiple of their blocks where the kind permits it.
     private static let vmdk: [DiskKind] = {

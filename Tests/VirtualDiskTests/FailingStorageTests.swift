@@ -47,7 +47,7 @@ struct FailingStorageTests {
             Layout(name: "split", variant: "split", options: ["split-size": "262144"]),
             Layout(name: "esx-sparse", variant: "esx-sparse"),
             Layout(name: "overlay", format: "overlay"),
-        ] + vdiLayouts + vhdLayouts + qedLayouts + qcow2Layouts
+        ] + vdiLayouts + vhdLayouts + vhdxLayouts + qedLayouts + qcow2Layouts
 
     @Test(arguments: faults, layouts) func everyEventFails(_ fault: Fault, _ layout: Layout) throws {
         let plan = FaultPlan(event: nil, errno: fault.errno)

@@ -65,7 +65,7 @@ extension FormatRow {
     static let all = rows.filter { row in ImageFormats.all.contains { $0.name == row.format } }
 
     /// All rows that were written.
-    static let rows = [vmdk, vdi, vhd, qed, qcow2, qcow, overlay, raw]
+    static let rows = [vmdk, vdi, vhd, vhdx, qed, qcow2, qcow, overlay, raw]
 
     private static let vmdk = FormatRow(
         format: "vmdk", peer: "vmdk",
@@ -93,6 +93,18 @@ extension FormatRow {
         theirs: ["subformat=dynamic,force_size=on", "subformat=dynamic", "subformat=fixed,force_size=on"],
         // (vhdimount lets what a child holds end at multiples of eight sectors alone: see VHDReaderTests.)
         child: Making(), reader: "vhd.py", mounter: ("vhdimount", "vhdi"))
+
+    private static let vhdx = FormatRow(
+        format: "vhdx", peer: "vhdx",
+        ours: [
+            Making(blockSize: 1 << 20), Making(), Making(variant: "fixed", blockSize: 2 << 20),
+        ],
+        dense: Making(blockSize: 1 << 20),
+        theirs: [
+            "subformat=dynamic", "subformat=dynamic,block_size=1048576,block_state_zero=off",
+            "subformat=fixed,block_size=2097152,log_size=2097152",
+        ],
+        child: Making(), reader: "vhdx.py", mounter: ("vhdimount", "vhdi"))
 
     private static let qed = FormatRow(
         format: "qed", peer: "qed",

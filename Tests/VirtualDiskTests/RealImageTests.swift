@@ -25,7 +25,8 @@ struct RealImageTests {
 
     /// All images of formats that are known here.
     static let images: [Image] = manifest.filter {
-        ["vmdk", "vdi", "vhd", "qcow2", "raw"].contains($0.format) && ["image", "truth", "hostile"].contains($0.role)
+        ["vmdk", "vdi", "vhd", "vhdx", "qcow2", "raw"].contains($0.format)
+            && ["image", "truth", "hostile"].contains($0.role)
             && $0.path != emptyVHD
     }
 

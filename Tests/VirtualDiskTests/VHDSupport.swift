@@ -46,29 +46,16 @@ enum VHD {
 
     // MARK: - The second reader
 
-    private static let reader = #filePath.replacing("VirtualDiskTests/VHDSupport.swift", with: "Readers/vhd.py")
-
     /// The reader of these tests that shares nothing with the library finds the images sound.
     static func expectSound(_ paths: [String], isClosed: Bool = true, _ context: String = "") throws {
-        let result = try Subprocess.run(
-            ["python3", reader, "check"] + (isClosed ? ["--closed"] : []) + paths)
-        #expect(result.status == 0, "\(context): \(result.outputText)\(result.errorText)")
+        try SecondReader.vhd.expectSound(paths, isClosed: isClosed, context)
     }
 
     /// It reads in a chain what `model` holds. `base` stands for a base that is no VHD.
     static func expectAgreement(
         _ path: String, _ model: DiskModel, base: String? = nil, _ context: String = ""
     ) throws {
-        let copy = path + ".flat"
-        let result = try Subprocess.run(
-            ["python3", reader, "flatten", path, copy] + (base.map { ["--base", $0] } ?? []))
-        try #require(result.status == 0, "\(context): \(result.outputText)\(result.errorText)")
-        let file = try FileStorage(path: copy, isWritable: false)
-        let bytes = try file.availableBytes(at: 0, count: Int(file.length()), for: .guestData)
-        #expect(bytes.count == model.size, "\(context)")
-        if bytes.count == model.size, let mistake = model.mistake(in: bytes, at: 0) {
-            Issue.record("\(context): the second reader: \(mistake)")
-        }
+        try SecondReader.vhd.expectAgreement(path, model, base: base, context)
     }
 
     /// libyal's vhdimount shows what `model` holds. It needs /dev/fuse and root.

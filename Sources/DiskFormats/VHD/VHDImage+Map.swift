@@ -35,7 +35,7 @@ extension VHDImage {
             if try isFull(block, start) {
                 guard batch.append(Extent(.data, length: run, fileOffset: data)) else { return }
             } else if isDifferencing {
-                let covered = try mapSectors(start, inBlock, run, at: data, into: &batch)
+                let covered = try bitmap.map(start, inBlock, run, at: data, into: &batch)
                 if covered < run { return }
             } else {
                 // What is written there must be marked in the bitmap, for programs that look at it.
@@ -74,51 +74,8 @@ extension VHDImage {
     /// Looks at a whole bitmap, and remembers what it is.
     @inline(never)
     func findState(_ block: UInt64, _ start: UInt64) throws(DiskError) -> Bool {
-        let isFull: Bool
-        if sectorsPerBlock < 32 {
-            isFull = try ~word(0, start) >> UInt32(32 - sectorsPerBlock) == 0
-        } else {
-            let end = start + sectorsPerBlock / 8
-            isFull = try table.endOfRun(of: .max, in: start..<end) == end
-        }
+        let isFull = try bitmap.isFull(sectorsPerBlock, start)
         marks?[block] = isFull ? VHDBitmapState.full : VHDBitmapState.partial
         return isFull
-    }
-
-    /// 32 bits of a bitmap: the first sector's is the most significant one.
-    @inline(__always)
-    func word(_ number: UInt64, _ start: UInt64) throws(DiskError) -> UInt32 {
-        try table.entry32(at: start &+ number &* 4).byteSwapped
-    }
-
-    /// Appends the runs of sectors of a block that are here or not; answers how many bytes it got through before the
-    /// batch was full.
-    @inline(__always)
-    private func mapSectors(
-        _ start: UInt64, _ inBlock: UInt64, _ length: UInt64, at data: UInt64, into batch: inout ExtentBatch
-    ) throws(DiskError) -> UInt64 {
-        var done: UInt64 = 0
-        while done < length {
-            let first = (inBlock &+ done) >> 9
-            let end = (inBlock &+ length &+ 511) >> 9
-            var sector = first
-            var bits = try word(sector >> 5, start)
-            let isHere = bits << UInt32(truncatingIfNeeded: sector & 31) & 0x8000_0000 != 0
-            while true {
-                // The bits that differ from the first one, from this sector on.
-                let others = (isHere ? ~bits : bits) << UInt32(truncatingIfNeeded: sector & 31)
-                let left = 32 &- (sector & 31)
-                let same = min(left, UInt64(others.leadingZeroBitCount))
-                sector &+= same
-                if same < left || sector >= end { break }
-                bits = try word(sector >> 5, start)
-            }
-            let run = min(sector << 9 &- inBlock, length) &- done
-            let extent =
-                isHere ? Extent(.data, length: run, fileOffset: data &+ done) : Extent(.absent, length: run)
-            guard batch.append(extent) else { return done }
-            done &+= run
-        }
-        return done
     }
 }

@@ -19,6 +19,11 @@ extension VHDImage {
         while try !table.store32(word.byteSwapped, at: offset, order) { try flush() }
     }
 
+    /// Stores bits of a sector bitmap; if no page is free for them, after a flush.
+    private func store(_ bits: UInt32, _ number: UInt64, _ start: UInt64) throws(DiskError) {
+        while try !bitmap.store(bits, number, start, .entry) { try flush() }
+    }
+
     // MARK: - Allocation
 
     /// In a dynamic image, a whole block. In a differencing one the sectors alone that are to be written, in a new
@@ -86,26 +91,17 @@ extension VHDImage {
         }
         // Whatever the cache holds of that place is from something else that was there.
         for number in 0..<bitmapSize / 4 {
-            try store(Self.mask(sectors, number), at: start + number * 4, .entry)
+            try store(SectorBitmap.mask(sectors, number), number, start)
         }
         return sectors == 0..<sectorsPerBlock
-    }
-
-    /// The bits of a range of sectors in word `number` of a bitmap.
-    private static func mask(_ sectors: Range<UInt64>, _ number: UInt64) -> UInt32 {
-        let first = max(sectors.lowerBound, number * 32)
-        let end = min(sectors.upperBound, number * 32 + 32)
-        guard first < end else { return 0 }
-        let from = UInt32.max >> UInt32(first - number * 32)
-        return end == number * 32 + 32 ? from : from & ~(UInt32.max >> UInt32(end - number * 32))
     }
 
     /// Sets bits of a block that is there already; their data is written, and durable before them.
     private func setBits(_ sectors: Range<UInt64>, _ block: UInt64, _ start: UInt64) throws(DiskError) {
         for number in sectors.lowerBound / 32..<sectors.upperBound.dividedRoundingUp(by: 32) {
-            let old = try word(number, start)
-            let new = old | Self.mask(sectors, number)
-            if new != old { try store(new, at: start + number * 4, .entry) }
+            let old = try bitmap.word(number, start)
+            let new = old | SectorBitmap.mask(sectors, number)
+            if new != old { try store(new, number, start) }
         }
         guard let marks else { return }
         marks[block] = VHDBitmapState.unknown

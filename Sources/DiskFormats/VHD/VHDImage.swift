@@ -19,6 +19,7 @@ final class VHDImage: ImageBackend, @unchecked Sendable {  // what changes is in
     let isDifferencing: Bool
     let tables: TableSet
     let table: Table
+    let bitmap: SectorBitmap
     /// Where the block allocation table lies.
     let tableOffset: UInt64
     /// The bytes of a sector bitmap in the file, and how many bits of it count.
@@ -54,6 +55,7 @@ final class VHDImage: ImageBackend, @unchecked Sendable {  // what changes is in
         storages = [handle]
         tables = TableSet(cache: request.cache)
         table = tables.table(in: request.storage)
+        bitmap = SectorBitmap(table: table, order: .mostSignificantFirst, sectorShift: 9)
         tableOffset = header.tableOffset
         places = VHDBlockPlaces(structure)
         let dataEnd = structure.endFooterOffset ?? structure.fileLength

@@ -6,16 +6,16 @@ import VirtualDisk
 /// What libFuzzer calls with every input.
 ///
 /// The first byte says how the image is used, the next four how many bytes of the rest are the image; what is left is
-/// a second file, `b.vmdk`, which the image may name as an extent or a parent. Whatever the bytes are, the library
-/// must end each call with a result or a `DiskError`.
+/// a second file, `b.vmdk`, which the image may name as an extent or a parent. Either may be given in pieces (see
+/// `withPieces`). Whatever the bytes are, the library must end each call with a result or a `DiskError`.
 @_cdecl("LLVMFuzzerTestOneInput")
 public func fuzzOneInput(_ data: UnsafePointer<UInt8>, _ count: Int) -> CInt {
     let input = [UInt8](UnsafeBufferPointer(start: data, count: count))
     guard input.count > 5 else { return 0 }
     let split = input[1..<5].reversed().reduce(0) { $0 << 8 | Int($1) }
     let rest = input.dropFirst(5)
-    let image = withVHDChecksums(withOverlayChecksum(Array(rest.prefix(split))))
-    Trial(how: input[0], image: image, other: Array(rest.dropFirst(split))).run()
+    let image = withVHDChecksums(withOverlayChecksum(withPieces(Array(rest.prefix(split)))))
+    Trial(how: input[0], image: image, other: withPieces(Array(rest.dropFirst(split)))).run()
     return 0
 }
 
@@ -47,6 +47,50 @@ func withVHDChecksums(_ image: [UInt8]) -> [UInt8] {
         }
     }
     return result
+}
+
+/// A VHDX is mostly zeros, and has many MiB: its bytes are given as `pieces`, the MiB of the file in a byte, and for
+/// each piece a sector's number in four bytes, in two how many bytes follow, and these. Its checksums are put right.
+func withPieces(_ input: [UInt8]) -> [UInt8] {
+    let word = Array("pieces".utf8)
+    guard input.count > word.count, input.starts(with: word) else { return input }
+    var image = [UInt8](repeating: 0, count: Int(min(input[word.count], 8)) << 20)
+    func number(_ place: Int, _ count: Int) -> Int {
+        input[place..<place + count].reversed().reduce(0) { $0 << 8 | Int($1) }
+    }
+    var position = word.count + 1
+    while position + 6 < input.count {
+        let start = number(position, 4) * 512
+        let count = min(number(position + 4, 2), input.count - position - 6)
+        position += 6
+        if start + count <= image.count {
+            image.replaceSubrange(start..<start + count, with: input[position..<position + count])
+        }
+        position += count
+    }
+    return withVHDXChecksums(image)
+}
+
+private let remainders: [UInt32] = (0..<256).map { byte in
+    (0..<8).reduce(UInt32(byte)) { value, _ in value & 1 != 0 ? value >> 1 ^ 0x82f6_3b78 : value >> 1 }
+}
+
+/// Headers, region tables, and whatever looks like a log entry in the MiB after the first.
+private func withVHDXChecksums(_ image: [UInt8]) -> [UInt8] {
+    guard image.count >= 2 << 20, image.starts(with: "vhdxfile".utf8) else { return image }
+    var image = image
+    func put(_ range: Range<Int>) {
+        for index in 0..<4 { image[range.lowerBound + 4 + index] = 0 }
+        let sum = ~image[range].reduce(UInt32.max) { $0 >> 8 ^ remainders[Int(UInt8(truncatingIfNeeded: $0) ^ $1)] }
+        for index in 0..<4 { image[range.lowerBound + 4 + index] = UInt8(truncatingIfNeeded: sum >> UInt32(8 * index)) }
+    }
+    for start in [64 << 10, 128 << 10] { put(start..<start + 4096) }
+    for start in [192 << 10, 256 << 10] { put(start..<start + (64 << 10)) }
+    for start in stride(from: 1 << 20, to: 2 << 20, by: 4096) where image[start...].starts(with: "loge".utf8) {
+        let length = image[start + 8..<start + 12].reversed().reduce(0) { $0 << 8 | Int($1) }
+        if length >= 4096, start + length <= 2 << 20 { put(start..<start + length) }
+    }
+    return image
 }
 
 /// One input.

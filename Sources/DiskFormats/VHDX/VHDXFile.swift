@@ -1,0 +1,197 @@
+internal import DiskImage
+internal import DiskStorage
+
+/// The file of an image that is open for writing: its headers, and which space is taken.
+final class VHDXFile: Sendable {
+    private struct Space {
+        /// Places of blocks that nothing points to.
+        var free: FreeBlocks
+        /// Those given up since the last flush began: on the disk something still points there.
+        var givenUp: FreeBlocks
+        var hasGivenUp = false
+        /// The file's length in bytes.
+        var length: UInt64
+        /// What lies behind the blocks up to here may be anything.
+        var unknownEnd: UInt64
+    }
+
+    private struct Session {
+        var headers: VHDXHeaders
+        var hasBegun = false
+    }
+
+    let log: VHDXLog
+    private let handle: StorageHandle
+    private let structure: VHDXStructure
+    /// Where blocks end.
+    private let end: FileEndCell
+    private let blockSize: UInt64
+    private let space: Locked<Space>
+    private let session: Locked<Session>
+
+    /// Further on an entry cannot lead.
+    private static let endLimit: UInt64 = 1 << 56
+
+    private var isDevice: Bool { handle.storage.traits.hasFixedLength }
+    /// Whether the file stays as long as it is: there is room for all blocks.
+    private var keepsLength: Bool { isDevice || structure.metadata.leavesBlocksAllocated }
+
+    init(
+        _ handle: StorageHandle, _ structure: VHDXStructure, _ scan: VHDXTableScan, end: FileEndCell
+    ) {
+        self.handle = handle
+        self.structure = structure
+        self.end = end
+        blockSize = structure.metadata.blockSize
+        log = VHDXLog(handle, structure)
+        var free = FreeBlocks(blockSize: blockSize)
+        let size = blockSize
+        scan.places?.forEachGap(before: scan.end) { gap in
+            let count = (gap.upperBound - gap.lowerBound) / size
+            free.add(FreeBlocks.Run(offset: gap.lowerBound, count: count, isZero: false))
+        }
+        let none = FreeBlocks(blockSize: blockSize)
+        space = Locked(
+            Space(free: free, givenUp: none, length: structure.fileLength, unknownEnd: structure.fileLength))
+        session = Locked(Session(headers: structure.headers))
+    }
+
+    var dataWriteGUID: DiskUUID { session.withLock { $0.headers.current.dataWriteGUID } }
+
+    // MARK: - Beginning and end
+
+    /// Replays the log, if it has to be, before the image is used.
+    func replayLog() throws(DiskError) {
+        guard let replay = structure.replay else { return }
+        try session.withLock { (session) throws(DiskError) in
+            try replay.apply(to: handle.storage)
+            // [MS-VHDX] 2.2.2: the FileWriteGuid changes with the first change of the file, whatever it is.
+            try session.headers.update(in: handle.storage) { header in
+                header.fileWriteGUID = .random()
+                header.logGUID = .null
+            }
+        }
+    }
+
+    /// Before the first change: what lies behind the blocks goes, the log gets its first entry, and the headers new
+    /// GUIDs.
+    func begin() throws(DiskError) {
+        let length = try space.withLock { (space) throws(DiskError) in
+            if !keepsLength, space.length > end.value {
+                try handle.storage.setLength(end.value)
+                space.length = end.value
+                space.unknownEnd = end.value
+                try handle.storage.flush()
+            }
+            return space.length
+        }
+        try session.withLock { (session) throws(DiskError) in
+            let guid = try log.begin(fileLength: length)
+            try session.headers.update(in: handle.storage) { header in
+                header.fileWriteGUID = .random()
+                header.dataWriteGUID = .random()
+                header.logGUID = guid
+            }
+            session.hasBegun = true
+        }
+    }
+
+    /// The log is not needed any more, and the file ends with what is in use, at `usedEnd`. Everything is durable.
+    func close(usedEnd: UInt64) throws(DiskError) {
+        try session.withLock { (session) throws(DiskError) in
+            guard !session.headers.current.logGUID.isNull else { return }
+            try session.headers.update(in: handle.storage) { $0.logGUID = .null }
+        }
+        try space.withLock { (space) throws(DiskError) in
+            guard !keepsLength, usedEnd < space.length, session.withLock({ $0.hasBegun }) else { return }
+            try handle.storage.setLength(usedEnd)
+            try handle.storage.flush()
+            space.length = usedEnd
+        }
+    }
+
+    // MARK: - Space
+
+    /// Space for a payload block, which reads as zeros.
+    func takeBlock() throws(DiskError) -> UInt64 {
+        try space.withLock { (space) throws(DiskError) in
+            guard let run = space.free.take(1) else { return try extend(&space, by: blockSize) }
+            if run.isZero { return run.offset }
+            do throws(DiskError) {
+                try handle.discard(run.offset..<run.offset + blockSize, for: .guestData)
+            } catch {
+                space.free.add(run)
+                throw error
+            }
+            return run.offset
+        }
+    }
+
+    /// Space for a block of the sector bitmap, which reads as zeros.
+    func takeBitmapBlock() throws(DiskError) -> UInt64 {
+        try space.withLock { (space) throws(DiskError) in
+            try extend(&space, by: VHDXBlockAllocationTable.bitmapBlockSize)
+        }
+    }
+
+    /// Takes space behind everything.
+    private func extend(_ space: inout Space, by length: UInt64) throws(DiskError) -> UInt64 {
+        let start = end.value
+        let newEnd = start + length
+        guard newEnd <= Self.endLimit else { throw full("the file is longer than its table's entries reach") }
+        if newEnd > space.length {
+            guard !isDevice else { throw full("the device is full") }
+            try handle.storage.setLength(newEnd)
+            handle.noteWrite()
+            space.length = newEnd
+        }
+        if start < space.unknownEnd {
+            try handle.discard(start..<min(newEnd, space.unknownEnd), for: .guestData)
+        }
+        end.value = newEnd
+        return start
+    }
+
+    private func full(_ message: String) -> DiskError {
+        DiskError(.system, message, image: handle.storage.name, errno: 28)  // ENOSPC
+    }
+
+    /// Takes back a payload block that was not used; it may hold anything.
+    func putBack(_ offset: UInt64) { space.withLock { $0.free.add(offset, isZero: false) } }
+
+    /// Gives up a payload block whose entry was just changed: its space goes back to the file system, and to us after a
+    /// flush.
+    func giveUp(_ offset: UInt64) throws(DiskError) {
+        try handle.discard(offset..<max(offset, min(offset + blockSize, end.value)), for: .guestData)
+        space.withLock { space in
+            space.givenUp.add(offset, isZero: true)
+            space.hasGivenUp = true
+        }
+    }
+
+    /// Whether the last block of the file may be another than the last one taken.
+    var hasGivenUp: Bool { space.withLock { $0.hasGivenUp || !$0.free.isEmpty } }
+
+    /// The blocks that were given up before a flush begins.
+    func beginFlush() -> FreeBlocks {
+        space.withLock { space in
+            defer { space.givenUp = FreeBlocks(blockSize: blockSize) }
+            return space.givenUp
+        }
+    }
+
+    /// After the flush: nothing on the disk points to those blocks any more (or, if it failed, perhaps still).
+    func endFlush(_ givenUp: FreeBlocks, succeeded: Bool) {
+        guard !givenUp.isEmpty else { return }
+        space.withLock { space in
+            if succeeded { space.free.add(givenUp) } else { space.givenUp.add(givenUp) }
+        }
+    }
+
+    /// Makes guest data durable, and what the log said before.
+    func flushData() throws(DiskError) {
+        let length = space.withLock { $0.length }
+        try handle.flushIfWritten()
+        log.noteLength(length)
+    }
+}

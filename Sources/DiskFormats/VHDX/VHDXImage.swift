@@ -1,0 +1,79 @@
+internal import DiskImage
+internal import DiskStorage
+
+/// An open VHDX.
+@safe
+final class VHDXImage: ImageBackend, @unchecked Sendable {  // what changes is in cells and behind locks of its own
+    let format = "vhdx"
+    let virtualSize: UInt64
+    let blockSize: UInt64
+    let sectorSize: UInt32
+    let isWritable: Bool
+    let storages: [StorageHandle]
+    let files: [String]
+    let structure: VHDXStructure
+    let isDifferencing: Bool
+    let tables: TableSet
+    let table: Table
+    let entries: VHDXBlockAllocationTable
+    let bitmap: SectorBitmap
+    let places: VHDXBlockPlaces
+    /// Where blocks end: those of an image that is being written to, as far as space for them was taken.
+    let end: FileEndCell
+    let fileEnd: FileEnd
+    /// The file, if it is open for writing.
+    let file: VHDXFile?
+    /// Held while a block of the sector bitmap is made.
+    let addingBitmap = Locked(false)
+
+    init(_ request: OpenRequest) throws(DiskError) {
+        structure = try VHDXStructure(request.storage, forgivesLog: request.mode == .information)
+        virtualSize = structure.metadata.virtualDiskSize
+        blockSize = structure.metadata.blockSize
+        sectorSize = structure.metadata.logicalSectorSize
+        isDifferencing = structure.isDifferencing
+        isWritable = request.isWritable
+        files = [request.path]
+        entries = structure.table
+        // A file that is cut short is found when it is opened, not where somebody reads what is missing.
+        let scan =
+            request.mode == .information
+            ? nil
+            : try VHDXTableScan(
+                structure, structure.storage, fileLength: structure.fileLength, findsPlaces: request.isWritable)
+        // Where the log is still to be replayed, it is in memory or, before the image is used, in the file.
+        let storage = request.isWritable ? request.storage : structure.storage
+        let handle = StorageHandle(storage)
+        storages = [handle]
+        places = VHDXBlockPlaces(structure, end: structure.fileLength)
+        if let scan, request.isWritable {
+            end = FileEndCell(scan.end)
+            let file = VHDXFile(handle, structure, scan, end: end)
+            tables = TableSet(cache: request.cache, journal: file.log)
+            self.file = file
+        } else {
+            end = FileEndCell(structure.fileLength)
+            tables = TableSet(cache: request.cache)
+            file = nil
+        }
+        fileEnd = end.reader
+        table = tables.table(in: storage)
+        bitmap = SectorBitmap(table: table, order: .leastSignificantFirst, sectorShift: entries.sectorShift)
+    }
+
+    func readEncoded(_ extent: Extent, into buffer: IOBuffer) throws(DiskError) {
+        preconditionFailure("a VHDX has no encoded extents")
+    }
+
+    var identity: ImageIdentity {
+        var identity = structure.identity
+        if let file { identity.modificationUUID = file.dataWriteGUID }
+        return identity
+    }
+
+    var parentLink: ParentLink? { structure.parentLink }
+
+    func checkLink(to parent: any ImageBackend) throws(DiskError) { try structure.checkLink(to: parent) }
+
+    var properties: [ImageProperty] { structure.properties }
+}
