@@ -75,7 +75,13 @@ final class HoleMemory: @unchecked Sendable {  // the count is only accessed ato
 
 /// What a search wants, and what it has learned of the files on its way.
 private struct Search {
+    /// Extents after which a search ends where it is. Who asked goes on from there: data that reads as zeros and a hole
+    /// of no length are answers that nobody minds, and an image that has its blocks in any order, by the million, keeps
+    /// nobody waiting.
+    static let extentLimit = 1 << 18
     let wantsData: Bool
+    /// Extents that were looked at.
+    var extents = 0
     /// Whether it passed a hole of a file of the top layer.
     var passedFileHole = false
     /// The last data of a file that its file system told of: neighbouring blocks lie in the same.
@@ -140,6 +146,8 @@ extension Chain {
             }
             for number in 0..<batch.count {
                 let extent = batch[number]
+                search.extents += 1
+                if search.extents > Search.extentLimit { return position }
                 let next = position + extent.length
                 switch extent.kind {
                 case .zero: if search.wantsData { position = next }

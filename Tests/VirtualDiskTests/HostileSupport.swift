@@ -14,9 +14,6 @@ struct HostileImage {
     var files: [String: [UInt8]]
     /// How long the files are said to be, if that is more than they hold.
     var length: UInt64?
-    /// Whether data is searched for: where an image says that millions of blocks lie in one hole of its file, each is
-    /// asked for.
-    var isSearched = true
 
     /// What an attempt must keep to.
     static let memoryLimit = 64 << 20
@@ -132,7 +129,7 @@ struct HostileImage {
                 count += 1
                 return count < 2000
             }
-            if isSearched { _ = try? disk.nextData(from: 0) }
+            _ = try? disk.nextData(from: 0)
             // A hole may be behind millions of grains; what that takes is the disk's size, not an image's trick.
             if disk.size < 1 << 30 { _ = try? disk.nextHole(from: disk.size / 2) }
             _ = try? disk.images()

@@ -54,7 +54,6 @@ struct HostileVDITests {
                     for (index, entry) in entries.enumerated() { map.littleEndian(entry, at: index * 4) }
                     var image = try HostileImage([("disk.vdi", fields.bytes + map.bytes)], folder: files)
                     image.length = 1 << length
-                    image.isSearched = false
                     if let problem = image.exercise() {
                         Issue.record("\(blocks), \(blockShift), \(entries): \(problem)")
                     }

@@ -210,4 +210,42 @@ struct SeekTests {
         #expect(time < 30, "a thousand answers took \(time) s")
         try disk.close()
     }
+
+    /// Blocks in any order, all in a hole of the file: a search stops on its way, and the next ones get through.
+    @Test func manyBlocksInAHole() throws {
+        let folder = try TemporaryFolder()
+        let count = 1 << 20
+        var image = NewImage(path: folder.file("disk.vdi"))
+        image.size = UInt64(count) << 20
+        try image.create()
+        let file = try FileStorage(path: image.path, isWritable: true)
+        let header = FieldReader(try file.bytes(at: 0, count: 512, for: .header, "the header"))
+        let map: UInt32 = try header.littleEndian(at: 340)
+        let data: UInt32 = try header.littleEndian(at: 344)
+        var entries = FieldWriter(count: count * 4)
+        for block in 0..<count { entries.littleEndian(UInt32(count - 1 - block), at: block * 4) }
+        try file.write(entries.bytes, at: UInt64(map), for: .table)
+        var allocated = FieldWriter(count: 4)
+        allocated.littleEndian(UInt32(count), at: 0)
+        try file.write(allocated.bytes, at: 388, for: .header)
+        try file.setLength(UInt64(data) + UInt64(count) << 20)
+        // One block in the middle is there.
+        try file.write([7], at: UInt64(data) + UInt64(count / 2) << 20, for: .guestData)
+        let disk = try Disk.open(image.path)
+        var position: UInt64 = 0
+        var searches = 0
+        var runs: [Range<UInt64>] = []
+        while let start = try disk.nextData(from: position) {
+            let end = try disk.nextHole(from: start)
+            #expect(start > position || searches == 0)
+            if end > start { runs.append(start..<end) }
+            position = max(end, start)
+            searches += 1
+            try #require(searches < 20)
+        }
+        let place = UInt64(count / 2 - 1) << 20
+        #expect(runs == [place..<place + 4096])
+        #expect(searches > 2, "none of them stopped on its way")
+        try disk.close()
+    }
 }
