@@ -58,7 +58,7 @@ extension PowerCutTests {
             return Layout(
                 name: name, variant: variant, blockSize: megabyte, options: options, hasParent: parent != nil,
                 format: "vhdx", parentFormat: parent ?? "", peerFormat: isKnownToPeer ? "vhdx" : nil,
-                sectors: 5 * 2048, cuts: 1_750)
+                sectors: 5 * 2048, cuts: 1_750, tortureCuts: 15_000)
         }
         let pages = ["logical-sector-size": "4096"]
         return [

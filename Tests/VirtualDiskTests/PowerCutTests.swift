@@ -24,6 +24,7 @@ import Testing
         var sectors = 1024
         /// Cuts of a plain run.
         var cuts = 1_500
+        var tortureCuts = 60_000
         var testDescription: String { name }
 
         var size: Int { sectors * GuestModel.sectorSize }
@@ -48,8 +49,7 @@ import Testing
         Layout(name: "overlay", variant: "dynamic", blockSize: 4096, format: "overlay", peerFormat: nil),
     ]
 
-    /// How many times as many cuts there are as in a plain run, where those of VMDK make 12,000.
-    static var cutFactor: Int { unsafe getenv("VDMOUNT_TORTURE") != nil ? 40 : 1 }
+    static let isTorture = unsafe getenv("VDMOUNT_TORTURE") != nil
 
     @Test(arguments: layouts) func whatWasFlushedSurvivesEveryCut(_ layout: Layout) throws {
         let sessions = 6
@@ -57,7 +57,7 @@ import Testing
             let seed =
                 UInt64(session) &* 7919
                 &+ UInt64(truncatingIfNeeded: layout.name.utf8.reduce(5381) { $0 &* 33 &+ Int($1) })
-            try runSession(layout, seed: seed, cuts: layout.cuts * Self.cutFactor / sessions)
+            try runSession(layout, seed: seed, cuts: (Self.isTorture ? layout.tortureCuts : layout.cuts) / sessions)
         }
     }
 
@@ -81,6 +81,10 @@ import Testing
             try verify(
                 files, layout.size, folder.file(layout.topName), model, cut, isWritable: number % 2 == 0, context)
             if number % 50 == 7 { try judge(files, layout, folder, context) }
+            // Here QEMU has to do with our log what we do with it.
+            if layout.format == "vhdx", layout.peerFormat != nil, number % 8 == 2 {
+                try letPeerReplay(files, layout, model, cut, context)
+            }
         }
     }
 
@@ -157,21 +161,34 @@ import Testing
         if let base = try? folder.read(layout.baseName) { try remains.write(base, to: layout.baseName) }
         for (path, bytes) in files { try remains.write(bytes, to: String(path.split(separator: "/").last ?? "")) }
         let path = remains.file(layout.topName)
-        if layout.format == "vhdx" { try SecondReader.vhdx.expectSound([path], isClosed: false, context) }
+        if layout.format == "vhdx" { return try SecondReader.vhdx.expectSound([path], isClosed: false, context) }
         guard let peer = layout.peerFormat else {
-            guard layout.format == "vdi" else { return }
             do { try VDIReader.check(path, isOpen: true) } catch {
                 Issue.record("\(context): \(error)")
             }
             return
         }
-        // (QEMU replays a log only where it may write.)
-        let repair = layout.format == "vhdx" ? ["-r", "all"] : []
-        let result = try Subprocess.run(["qemu-img", "check", "-f", peer] + repair + [path])
-        if layout.format == "vhdx", result.errorText.contains("Invalid argument"), try VHDX.hasTornLogEntry(path) {
-            return
-        }
+        let result = try Subprocess.run(["qemu-img", "check", "-f", peer, path])
         #expect(result.status == 0 || result.status == 3, "\(context): \(result.outputText) \(result.errorText)")
+    }
+
+    /// `qemu-img check` replays the log of a VHDX, and afterwards the disk holds what it must.
+    private func letPeerReplay(
+        _ files: [String: [UInt8]], _ layout: Layout, _ model: GuestModel, _ cut: Int, _ context: String
+    ) throws {
+        let remains = try TemporaryFolder()
+        for (path, bytes) in files { try remains.write(bytes, to: String(path.split(separator: "/").last ?? "")) }
+        let path = remains.file(layout.topName)
+        // What QEMU cannot open although the specification says how; see docs/formats-vhdx.md.
+        if try VHDX.hasTornLogEntry(path) { return }
+        let result = try Subprocess.run(["qemu-img", "check", "-f", "vhdx", "-r", "all", path])
+        #expect(result.status == 0, "\(context): \(result.outputText) \(result.errorText)")
+        #expect(try !VHDX.header(of: path).hasLog, "\(context): QEMU left the log")
+        let disk = try Disk.open(path)
+        let content = try disk.read(at: 0, count: layout.size)
+        let mistake = model.firstMistake(in: content, allowed: model.allowed(at: cut))
+        #expect(mistake == nil, "\(context), replayed by QEMU: \(mistake ?? "")")
+        try disk.close()
     }
 
     /// Opens the files as the cut left them and looks at every sector.
