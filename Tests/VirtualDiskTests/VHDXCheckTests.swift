@@ -140,6 +140,19 @@ struct VHDXCheckTests {
         #expect { try Disk.open(path) } throws: { ($0 as? DiskError)?.kind == .invalidImage }
     }
 
+    /// Some writers do not mark the item with the physical sector size as required.
+    @Test func itemsNeedNotBeMarked() throws {
+        let folder = try TemporaryFolder()
+        let (path, _) = try make(folder)
+        for entry in 0..<5 {
+            try VHD.poke(path, [0, 0, 0, 0], at: UInt64(VHDX.metadata + 32 + entry * 32 + 24))
+        }
+        let disk = try Disk.open(path)
+        #expect(try disk.read(at: 0, count: 1) == [1])
+        try disk.close()
+        #expect(try VHD.property("physical-sector-size", of: path) == "4096 bytes")
+    }
+
     /// What must be understood and is not.
     @Test(arguments: ["region", "item", "user item", "version", "log version", "locator"])
     func unknownRequirementsAreRefused(_ what: String) throws {

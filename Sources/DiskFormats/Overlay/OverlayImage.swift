@@ -21,12 +21,10 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
     private let fileEnd: FileEnd
     private let shift: UInt64
     private let space: Locked<Space>
+    /// Places that nothing points to.
+    private let blocks: ReusableBlocks
 
     private struct Space {
-        /// Blocks that were given up, usable now.
-        var free: FreeBlocks
-        /// Blocks that were given up since the last flush began: their old entries may still be on the disk.
-        var givenUp: FreeBlocks
         /// The length that the file was last told to have.
         var length: UInt64
     }
@@ -46,8 +44,8 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
         let length = try request.storage.length()
         end = FileEndCell(max(length, header.dataOffset))
         fileEnd = end.reader
-        let none = FreeBlocks(blockSize: header.blockSize)
-        space = Locked(Space(free: none, givenUp: none, length: length))
+        blocks = ReusableBlocks(blockSize: header.blockSize)
+        space = Locked(Space(length: length))
     }
 
     // MARK: - Translation
@@ -113,7 +111,7 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
 
     private func take(_ count: UInt64) throws(DiskError) -> FreeBlocks.Run {
         try space.withLock { (space) throws(DiskError) in
-            if let run = space.free.take(count) { return run }
+            if let run = blocks.take(count) { return run }
             let limit = (UInt64(UInt32.max) + 1) << shift
             guard let start = end.value.alignedUp(to: blockSize), start < limit else {
                 throw DiskError(.system, "the overlay is full", image: files[0], errno: 28)  // ENOSPC
@@ -135,7 +133,7 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
     func abandon(_ reservation: consuming Reservation) {
         for number in 0..<reservation.length.dividedRoundingUp(by: blockSize) {
             let offset = reservation.fileOffset + number << shift
-            space.withLock { $0.free.add(offset, isZero: false) }
+            blocks.putBack(offset)
         }
     }
 
@@ -165,27 +163,18 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
     private func giveUp(_ block: UInt64) throws(DiskError) {
         guard block >= header.dataOffset, block < end.value else { return }
         try storages[0].discard(block..<min(block + blockSize, end.value), for: .guestData)
-        space.withLock { $0.givenUp.add(block, isZero: true) }
+        blocks.giveUp(block)
     }
 
     // MARK: - Durability
 
     func flush() throws(DiskError) {
-        let none = FreeBlocks(blockSize: blockSize)
-        let givenUp = space.withLock { space in
-            defer { space.givenUp = none }
-            return space.givenUp
-        }
-        do throws(DiskError) {
+        try blocks.release { () throws(DiskError) in
             try tables.flush { () throws(DiskError) in
                 try growFile()
                 try storages[0].flushIfWritten()
             }
-        } catch {
-            space.withLock { $0.givenUp.add(givenUp) }
-            throw error
         }
-        space.withLock { $0.free.add(givenUp) }
     }
 
     /// Makes the file long enough for all that was taken, before entries point there. Under the lock under which space

@@ -15,12 +15,10 @@ final class VHDFile: Sendable {
     private let blockSize: UInt64
     private let bitmapSize: UInt64
     private let space: Locked<Space>
+    /// Blocks that nothing points to, by where their bitmaps lie.
+    let blocks: ReusableBlocks
 
     private struct Space {
-        /// Blocks that were given up, usable now, by where their bitmaps lie.
-        var free: FreeBlocks
-        /// Blocks that were given up since the last flush began: their old entries may still be on the disk.
-        var givenUp: FreeBlocks
         /// Where the last footer of the file lies: blocks lie before it.
         var footerOffset: UInt64
         /// Blocks that the disk has and the image not, at most.
@@ -50,10 +48,10 @@ final class VHDFile: Sendable {
         footer = structure.footerBytes
         blockSize = structure.blockSize
         bitmapSize = structure.bitmapSize
-        let none = FreeBlocks(blockSize: Self.slotSize(structure))
+        blocks = ReusableBlocks(blockSize: Self.slotSize(structure))
         space = Locked(
             Space(
-                free: none, givenUp: none, footerOffset: footerOffset,
+                footerOffset: footerOffset,
                 missingBlocks: structure.blockCount - min(structure.blockCount, allocatedBlocks),
                 isFooterAhead: isFooterAhead))
     }
@@ -170,7 +168,7 @@ final class VHDFile: Sendable {
     /// Space for a block: where its bitmap begins, and whether its data reads as zeros.
     func takeBlock() throws(DiskError) -> (start: UInt64, isZero: Bool) {
         try space.withLock { (space) throws(DiskError) in
-            if let run = space.free.take(1) { return (run.offset, run.isZero) }
+            if let run = blocks.take(1) { return (run.offset, run.isZero) }
             guard let data = (end.value + bitmapSize).alignedUp(to: Self.alignment),
                 (data - bitmapSize) / 512 < Self.sectorLimit
             else { throw full("the image is full: its table's sector numbers reach no further than 2 TiB") }
@@ -185,16 +183,11 @@ final class VHDFile: Sendable {
         DiskError(.system, message, image: handle.storage.name, errno: 28)  // ENOSPC
     }
 
-    /// Takes back a block that was not used; it may hold anything.
-    func putBack(_ start: UInt64) { space.withLock { $0.free.add(start, isZero: false) } }
-
     /// Gives up a block whose entry was just removed: its space goes back to the file system, and to us after a flush.
     func giveUp(_ start: UInt64) throws(DiskError) {
         try zero(start)
-        space.withLock { space in
-            space.givenUp.add(start, isZero: true)
-            space.hasGivenUp = true
-        }
+        blocks.giveUp(start)
+        space.withLock { $0.hasGivenUp = true }
     }
 
     /// Makes the data of a block zeros, and gives its space back.
@@ -202,21 +195,5 @@ final class VHDFile: Sendable {
         let data = start + bitmapSize
         // (A file that is cut short by a part of its last block does not grow by this.)
         try handle.discard(data..<max(data, min(data + blockSize, end.value)), for: .guestData)
-    }
-
-    /// The blocks that were given up before a flush begins.
-    func beginFlush() -> FreeBlocks {
-        space.withLock { space in
-            defer { space.givenUp = FreeBlocks(blockSize: slotSize) }
-            return space.givenUp
-        }
-    }
-
-    /// After the flush: nothing on the disk points to those blocks any more (or, if it failed, perhaps still).
-    func endFlush(_ givenUp: FreeBlocks, succeeded: Bool) {
-        guard !givenUp.isEmpty else { return }
-        space.withLock { space in
-            if succeeded { space.free.add(givenUp) } else { space.givenUp.add(givenUp) }
-        }
     }
 }

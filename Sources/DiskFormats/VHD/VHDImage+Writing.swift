@@ -61,7 +61,7 @@ extension VHDImage {
         // (An entry that cannot be read now was read for the reservation, and is kept by what else is known of it: at
         // worst a block is forgotten.)
         guard let entry = try? entry(of: block), entry == .max else { return }
-        writer.putBack(reservation.fileOffset - (reservation.offset - block << shift) - bitmapSize)
+        writer.blocks.putBack(reservation.fileOffset - (reservation.offset - block << shift) - bitmapSize)
     }
 
     /// Enters a new block: its bitmap, of which `sectors` are set, and then its place in the table.
@@ -72,7 +72,7 @@ extension VHDImage {
             try store(UInt32(truncatingIfNeeded: start / 512), at: tableOffset + block * 4, .directory)
         } catch {
             marks?[block] = VHDBitmapState.unknown
-            writer.putBack(start)
+            writer.blocks.putBack(start)
             throw error
         }
     }
@@ -146,7 +146,7 @@ extension VHDImage {
         do throws(DiskError) {
             if !place.isZero { try writer.zero(place.start) }
         } catch {
-            writer.putBack(place.start)
+            writer.blocks.putBack(place.start)
             throw error
         }
         try enter(block, place.start, 0..<sectorsPerBlock)
@@ -156,14 +156,9 @@ extension VHDImage {
 
     func flush() throws(DiskError) {
         let file = writer
-        let givenUp = file.beginFlush()
-        do throws(DiskError) {
+        try file.blocks.release { () throws(DiskError) in
             try tables.flush { () throws(DiskError) in try storages[0].flushIfWritten() }
-        } catch {
-            file.endFlush(givenUp, succeeded: false)
-            throw error
         }
-        file.endFlush(givenUp, succeeded: true)
     }
 
     func close() throws(DiskError) {

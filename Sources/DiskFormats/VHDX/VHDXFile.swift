@@ -4,11 +4,8 @@ internal import DiskStorage
 /// The file of an image that is open for writing: its headers, and which space is taken.
 final class VHDXFile: Sendable {
     private struct Space {
-        /// Places of blocks that nothing points to.
-        var free: FreeBlocks
-        /// Those given up since the last flush began: on the disk something still points there.
-        var givenUp: FreeBlocks
-        var hasGivenUp = false
+        /// Whether the last block of the file may be another than the last one taken.
+        var hasGivenUp: Bool
         /// The file's length in bytes.
         var length: UInt64
         /// What lies behind the blocks up to here may be anything.
@@ -27,6 +24,8 @@ final class VHDXFile: Sendable {
     private let end: FileEndCell
     private let blockSize: UInt64
     private let space: Locked<Space>
+    /// Places of payload blocks that nothing points to.
+    let blocks: ReusableBlocks
     private let session: Locked<Session>
 
     /// Further on an entry cannot lead.
@@ -44,15 +43,13 @@ final class VHDXFile: Sendable {
         self.end = end
         blockSize = structure.metadata.blockSize
         log = VHDXLog(handle, structure)
-        var free = FreeBlocks(blockSize: blockSize)
-        let size = blockSize
-        scan.places?.forEachGap(before: scan.end) { gap in
-            let count = (gap.upperBound - gap.lowerBound) / size
-            free.add(FreeBlocks.Run(offset: gap.lowerBound, count: count, isZero: false))
+        blocks = ReusableBlocks(blockSize: blockSize)
+        scan.places?.forEachGap(before: scan.end) { [blocks, blockSize] gap in
+            let count = (gap.upperBound - gap.lowerBound) / blockSize
+            blocks.add(FreeBlocks.Run(offset: gap.lowerBound, count: count, isZero: false))
         }
-        let none = FreeBlocks(blockSize: blockSize)
         space = Locked(
-            Space(free: free, givenUp: none, length: structure.fileLength, unknownEnd: structure.fileLength))
+            Space(hasGivenUp: !blocks.isEmpty, length: structure.fileLength, unknownEnd: structure.fileLength))
         session = Locked(Session(headers: structure.headers))
     }
 
@@ -114,17 +111,17 @@ final class VHDXFile: Sendable {
 
     /// Space for a payload block, which reads as zeros.
     func takeBlock() throws(DiskError) -> UInt64 {
-        try space.withLock { (space) throws(DiskError) in
-            guard let run = space.free.take(1) else { return try extend(&space, by: blockSize) }
-            if run.isZero { return run.offset }
-            do throws(DiskError) {
-                try handle.discard(run.offset..<run.offset + blockSize, for: .guestData)
-            } catch {
-                space.free.add(run)
-                throw error
-            }
-            return run.offset
+        guard let run = blocks.take(1) else {
+            return try space.withLock { (space) throws(DiskError) in try extend(&space, by: blockSize) }
         }
+        if run.isZero { return run.offset }
+        do throws(DiskError) {
+            try handle.discard(run.offset..<run.offset + blockSize, for: .guestData)
+        } catch {
+            blocks.putBack(run.offset)
+            throw error
+        }
+        return run.offset
     }
 
     /// Space for a block of the sector bitmap, which reads as zeros.
@@ -156,37 +153,16 @@ final class VHDXFile: Sendable {
         DiskError(.system, message, image: handle.storage.name, errno: 28)  // ENOSPC
     }
 
-    /// Takes back a payload block that was not used; it may hold anything.
-    func putBack(_ offset: UInt64) { space.withLock { $0.free.add(offset, isZero: false) } }
-
     /// Gives up a payload block whose entry was just changed: its space goes back to the file system, and to us after a
     /// flush.
     func giveUp(_ offset: UInt64) throws(DiskError) {
         try handle.discard(offset..<max(offset, min(offset + blockSize, end.value)), for: .guestData)
-        space.withLock { space in
-            space.givenUp.add(offset, isZero: true)
-            space.hasGivenUp = true
-        }
+        blocks.giveUp(offset)
+        space.withLock { $0.hasGivenUp = true }
     }
 
     /// Whether the last block of the file may be another than the last one taken.
-    var hasGivenUp: Bool { space.withLock { $0.hasGivenUp || !$0.free.isEmpty } }
-
-    /// The blocks that were given up before a flush begins.
-    func beginFlush() -> FreeBlocks {
-        space.withLock { space in
-            defer { space.givenUp = FreeBlocks(blockSize: blockSize) }
-            return space.givenUp
-        }
-    }
-
-    /// After the flush: nothing on the disk points to those blocks any more (or, if it failed, perhaps still).
-    func endFlush(_ givenUp: FreeBlocks, succeeded: Bool) {
-        guard !givenUp.isEmpty else { return }
-        space.withLock { space in
-            if succeeded { space.free.add(givenUp) } else { space.givenUp.add(givenUp) }
-        }
-    }
+    var hasGivenUp: Bool { space.withLock { $0.hasGivenUp } }
 
     /// Makes guest data durable, and what the log said before.
     func flushData() throws(DiskError) {

@@ -75,7 +75,7 @@ extension VHDXImage {
                 try store(VHDXEntry(State.partiallyPresent, at: start), at: entries.place(ofBlock: block))
             }
         } catch {
-            if !old.isInFile { writer.putBack(start) }
+            if !old.isInFile { writer.blocks.putBack(start) }
             throw error
         }
     }
@@ -84,7 +84,7 @@ extension VHDXImage {
         let block = reservation.offset >> entries.blockShift
         // (An entry that cannot be read now was read for the reservation: at worst a block is forgotten.)
         guard let entry = try? entry(of: block), !entry.isInFile else { return }
-        writer.putBack(reservation.fileOffset - (reservation.offset - block << entries.blockShift))
+        writer.blocks.putBack(reservation.fileOffset - (reservation.offset - block << entries.blockShift))
     }
 
     /// Sets the bits of sectors of a block; those of the others are cleared in one that is new here.
@@ -147,14 +147,9 @@ extension VHDXImage {
 
     func flush() throws(DiskError) {
         let file = writer
-        let givenUp = file.beginFlush()
-        do throws(DiskError) {
+        try file.blocks.release { () throws(DiskError) in
             try tables.flush { () throws(DiskError) in try file.flushData() }
-        } catch {
-            file.endFlush(givenUp, succeeded: false)
-            throw error
         }
-        file.endFlush(givenUp, succeeded: true)
     }
 
     func close() throws(DiskError) {

@@ -50,7 +50,7 @@ extension VMDKImage {
         let extent = extents[extentIndex(of: reservation.offset)]
         guard let file = extent.writer, let grains = extent.map.grains else { return }
         for number in 0..<reservation.length.dividedRoundingUp(by: grains.grainSize) {
-            file.putBack(reservation.fileOffset + number * grains.grainSize)
+            file.grains.putBack(reservation.fileOffset + number * grains.grainSize)
         }
     }
 
@@ -128,7 +128,7 @@ extension VMDKImage {
     // MARK: - Durability
 
     func flush() throws(DiskError) {
-        let givenUp = extents.map { $0.writer?.beginFlush() }
+        let givenUp = extents.map { $0.writer?.grains.beginFlush() }
         do throws(DiskError) {
             try tables.flush { () throws(DiskError) in
                 for extent in extents { try extent.writer?.flushData() }
@@ -143,7 +143,7 @@ extension VMDKImage {
 
     private func endFlush(_ givenUp: [FreeBlocks?], succeeded: Bool) {
         for (extent, grains) in zip(extents, givenUp) {
-            if let grains { extent.writer?.endFlush(grains, succeeded: succeeded) }
+            if let grains { extent.writer?.grains.endFlush(grains, succeeded: succeeded) }
         }
     }
 

@@ -15,14 +15,12 @@ final class VMDKSparseFile: Sendable {
     let handle: StorageHandle
     let end: FileEndCell
     private let space: Locked<Space>
+    /// Grains that nothing points to.
+    let grains: ReusableBlocks
     private let grainSize: UInt64
 
     /// Where grains may go.
     private struct Space {
-        /// Grains that were given up, usable now.
-        var free: FreeBlocks
-        /// Grains that were given up since the last flush began: their old entries may still be on the disk.
-        var givenUp: FreeBlocks
         /// The length that the file was last told to have.
         var length: UInt64
         var isMarkedUnclean = false
@@ -38,8 +36,8 @@ final class VMDKSparseFile: Sendable {
         self.handle = handle
         self.end = end
         self.grainSize = grainSize
-        let none = FreeBlocks(blockSize: grainSize)
-        space = Locked(Space(free: none, givenUp: none, length: length))
+        grains = ReusableBlocks(blockSize: grainSize)
+        space = Locked(Space(length: length))
     }
 
     // MARK: - Unclean mark
@@ -72,7 +70,7 @@ final class VMDKSparseFile: Sendable {
     /// Space for up to `count` grains in one piece; answers how many, where, and whether it reads as zeros.
     func takeGrains(_ count: UInt64) throws(DiskError) -> (offset: UInt64, count: UInt64, isZero: Bool) {
         try space.withLock { (space) throws(DiskError) in
-            if let run = space.free.take(count) { return (run.offset, run.count, run.isZero) }
+            if let run = grains.take(count) { return (run.offset, run.count, run.isZero) }
             let start = try room(for: grainSize, alignment: grainSize)
             let fitting = min(count, (Self.limit - start) / grainSize)
             end.value = start + fitting * grainSize
@@ -98,15 +96,10 @@ final class VMDKSparseFile: Sendable {
         return start
     }
 
-    /// Takes back a grain that was not used; it may hold anything.
-    func putBack(_ offset: UInt64) {
-        space.withLock { $0.free.add(offset, isZero: false) }
-    }
-
     /// Gives up a grain whose entry was just removed: its space goes back to the file system, and to us after a flush.
     func giveUp(_ offset: UInt64) throws(DiskError) {
         try handle.discard(offset..<min(offset + grainSize, end.value), for: .guestData)
-        space.withLock { $0.givenUp.add(offset, isZero: true) }
+        grains.giveUp(offset)
     }
 
     // MARK: - Flushing
@@ -128,26 +121,6 @@ final class VMDKSparseFile: Sendable {
             }
             space.length = wanted
             handle.noteWrite()
-        }
-    }
-
-    /// The grains that were given up before a flush begins.
-    func beginFlush() -> FreeBlocks {
-        space.withLock { space in
-            defer { space.givenUp = FreeBlocks(blockSize: grainSize) }
-            return space.givenUp
-        }
-    }
-
-    /// After the flush: nothing on the disk points to those grains any more (or, if it failed, perhaps still).
-    func endFlush(_ givenUp: FreeBlocks, succeeded: Bool) {
-        guard !givenUp.isEmpty else { return }
-        space.withLock { space in
-            if succeeded {
-                space.free.add(givenUp)
-            } else {
-                space.givenUp.add(givenUp)
-            }
         }
     }
 }
