@@ -12,19 +12,25 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
     private let count: Int
     /// The size of the disk in bytes: the top image's.
     let size: UInt64
-    /// The way past layers that hold nothing; nil where there are too few to be worth it.
+    /// The way past layers that hold nothing; nil where there are too few to be worth it, or a cache has its own.
     private let skipMap: SkipMap?
     /// What searches for data have gone through.
     let holes = HoleMemory()
+    /// What answers for the layers from ``firstCached`` down, if there is a cache.
+    let cache: BlockCache?
+    private let firstCached: Int
 
-    init(topFirst layers: [Layer]) {
+    /// - Parameter cache: Of the layers from `firstCached` down.
+    init(topFirst layers: [Layer], cache: BlockCache? = nil, firstCached: Int = 0) {
         precondition(!layers.isEmpty)
         self.layers = layers
+        self.cache = cache
+        self.firstCached = cache == nil ? .max : firstCached
         count = layers.count
         unsafe references = .allocate(capacity: count)
         for (index, layer) in layers.enumerated() { unsafe (references + index).initialize(to: layer.reference) }
         size = layers[0].backend.virtualSize
-        skipMap = layers.count > 2 && size > 0 ? SkipMap(size: size) : nil
+        skipMap = layers.count > 2 && size > 0 && cache == nil ? SkipMap(size: size) : nil
     }
 
     deinit { unsafe references.deallocate() }
@@ -48,6 +54,7 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
         var offset = offset
         var batch = ExtentBatch()
         while buffer.count > 0 {
+            if index >= firstCached { return try readCached(into: buffer, at: offset) }
             guard index < count, unsafe offset < references[index].size else { return buffer.zero() }
             let layer = unsafe references[index]
             let length = min(UInt64(buffer.count), layer.size &- offset)
@@ -62,6 +69,12 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
             buffer = buffer.slice(done, buffer.count - done)
             offset += UInt64(done)
         }
+    }
+
+    @inline(never)
+    private func readCached(into buffer: IOBuffer, at offset: UInt64) throws(DiskError) {
+        guard let cache else { preconditionFailure("no layer is cached without a cache") }
+        try cache.read(into: buffer, at: offset)
     }
 
     /// Reads the extents of one answer and answers how many bytes they were.

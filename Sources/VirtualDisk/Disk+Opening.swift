@@ -16,13 +16,19 @@ extension Disk {
                 .invalidArgument, "an internal snapshot cannot be written; with an overlay its disk can", image: path)
         }
         let mode: OpenMode = options.isWritable && options.overlay == nil ? .readWrite : .readOnly
-        var layers = try opener.open(path, mode: mode, withParents: true)
+        var topFiles = 0
+        var layers = try opener.open(path, mode: mode, withParents: true) {
+            topFiles = opener.finder.opened?.withLock { $0.count } ?? 0
+        }
         if mode == .readWrite {
             do throws(DiskError) { try layers[0].backend.prepareForUse() } catch { throw error.about(layers[0].path) }
         }
+        // All files of the images are open now, and none of anything else.
+        let files = opener.finder.opened?.withLock { $0 } ?? []
         if let overlay = options.overlay { layers.insert(try opener.open(overlay, over: layers[0]), at: 0) }
         return Disk(
-            chain: Chain(topFirst: layers), cache: opener.cache, lockedFiles: opener.finder.locked.withLock { $0 },
+            chain: try opener.makeChain(layers, mode == .readWrite ? files[topFiles...] : files[...]),
+            cache: opener.cache, lockedFiles: opener.finder.locked.withLock { $0 },
             isWritable: options.isWritable || options.overlay != nil, lazyFlushInterval: options.lazyFlushInterval)
     }
 }
@@ -37,11 +43,15 @@ struct ChainOpener {
         self.options = options
         cache = TableCache(capacity: options.tableCacheSize)
         finder = FileFinder(
-            allowedFolders: options.allowedFolders, locks: options.locksImages, wrap: options.wrapStorage)
+            allowedFolders: options.allowedFolders, locks: options.locksImages, notesFiles: options.cache != nil,
+            wrap: options.wrapStorage)
     }
 
-    /// Opens the image at `path` and, if asked, everything below it; the top one first.
-    func open(_ path: String, mode: OpenMode, withParents: Bool) throws(DiskError) -> [Layer] {
+    /// Opens the image at `path` and, if asked, everything below it; the top one first. `topIsOpen` is called when that
+    /// is and no other.
+    func open(
+        _ path: String, mode: OpenMode, withParents: Bool, topIsOpen: () -> Void = {}
+    ) throws(DiskError) -> [Layer] {
         let file = try finder.open(path, isWritable: mode == .readWrite)
         let driver = try driver(for: file.storage, path: path, mode: mode)
         if let snapshot = options.snapshot, !driver.capabilities.contains(.snapshots) {
@@ -52,6 +62,7 @@ struct ChainOpener {
         var layers = [
             try openLayer(driver, file.storage, file.path, mode, shownAs: path, snapshot: options.snapshot)
         ]
+        topIsOpen()
         var seen = [file.identity: path]
         while withParents, let link = layers[layers.count - 1].backend.parentLink {
             let child = layers[layers.count - 1]

@@ -152,6 +152,7 @@ public final class Disk: Sendable {
         for layer in chain.layers {
             do throws(DiskError) { try layer.backend.close() } catch { failure = failure ?? error.about(layer.path) }
         }
+        chain.cache?.close()
         for file in lockedFiles { file.unlockImage() }
         if let failure { throw failure }
     }
@@ -199,6 +200,9 @@ public final class Disk: Sendable {
     func mayRelocate(isClosing: Bool) -> Bool { relocation.withLock { $0.isClosing == isClosing } }
 
     func endRelocating() { relocation.withLock { $0.isBusy = false } }
+
+    /// What the block cache has been good for; nil if there is none.
+    public var blockCacheUse: CacheUse? { chain.cache?.use }
 
     /// Whether nothing was written since the disk was opened: its files are what they were.
     var isUnwritten: Bool { !writing.hasBegun }

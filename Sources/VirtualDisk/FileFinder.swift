@@ -19,11 +19,17 @@ struct FileFinder: CompanionOpener {
     let locks: Bool
     /// The files that were locked.
     let locked = Locked<[FileStorage]>([])
+    /// The files that were opened, in that order, if they are wanted: what a block cache is bound to.
+    let opened: Locked<[OpenedFile]>?
     /// Files made by ``createCompanion(_:of:)``, to be removed if the image does not come about.
     let created = Locked<[String]>([])
 
-    init(allowedFolders: [String] = [], locks: Bool = false, wrap: (@Sendable (any Storage) -> any Storage)? = nil) {
+    init(
+        allowedFolders: [String] = [], locks: Bool = false, notesFiles: Bool = false,
+        wrap: (@Sendable (any Storage) -> any Storage)? = nil
+    ) {
         self.allowedFolders = allowedFolders
+        opened = notesFiles ? Locked([]) : nil
         self.locks = locks
         self.wrap = wrap
     }
@@ -68,6 +74,9 @@ struct FileFinder: CompanionOpener {
             try file.lockImage()
             locked.withLock { $0.append(file) }
         }
+        // Before a byte of it is read, and after no other process writes to it any more that minds locks.
+        let stamp = opened.map { _ in FileStamp(file) }
+        if let stamp { opened?.withLock { $0.append(OpenedFile(path: found.path, file: file, stamp: stamp)) } }
         return wrap?(file) ?? file
     }
 

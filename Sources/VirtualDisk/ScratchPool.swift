@@ -1,11 +1,14 @@
 internal import DiskStorage
 
-/// Buffers for copy-up and for splicing edges to blocks, kept for reuse.
+/// Buffers for copy-up, for splicing edges to blocks, and for what goes into a block cache; kept for reuse.
 @safe
 final class ScratchPool: @unchecked Sendable {  // a buffer is either in the list or with one borrower
-    /// Bytes of a buffer.
+    /// Bytes of a buffer, unless said otherwise.
     static let size = 256 << 10
+    private let size: Int
     private let free = unsafe Locked<[UnsafeMutableRawPointer]>([])
+
+    init(size: Int = ScratchPool.size) { self.size = size }
 
     deinit {
         unsafe free.withLock { list in
@@ -13,9 +16,9 @@ final class ScratchPool: @unchecked Sendable {  // a buffer is either in the lis
         }
     }
 
-    /// Lends a buffer of ``size`` bytes.
+    /// Lends a buffer.
     func withBuffer<R>(_ body: (IOBuffer) throws(DiskError) -> R) throws(DiskError) -> R {
-        let memory = unsafe free.withLock { unsafe $0.popLast() } ?? .allocate(byteCount: Self.size, alignment: 4096)
+        let memory = unsafe free.withLock { unsafe $0.popLast() } ?? .allocate(byteCount: size, alignment: 4096)
         defer {
             let isKept = unsafe free.withLock { list in
                 guard unsafe list.count < 8 else { return false }
@@ -24,6 +27,6 @@ final class ScratchPool: @unchecked Sendable {  // a buffer is either in the lis
             }
             if !isKept { unsafe memory.deallocate() }
         }
-        return unsafe try body(IOBuffer(start: memory, count: Self.size))
+        return unsafe try body(IOBuffer(start: memory, count: size))
     }
 }
