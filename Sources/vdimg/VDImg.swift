@@ -31,6 +31,7 @@ struct VDImg: ParsableCommand {
         version: programVersion,
         subcommands: [
             InfoCommand.self, CreateCommand.self, MapCommand.self, CheckCommand.self, FormatsCommand.self,
+            CacheCommand.self,
         ])
 }
 

@@ -27,6 +27,9 @@ struct MountRequest {
     var hasOverlay = false
     var overlayFile: String?
     var overlayFolder: String?
+    /// Where what is read from the images is kept, and how large that file is made.
+    var cacheFile: String?
+    var cacheSize: UInt64?
     /// Options for the kernel.
     var kernelOptions: [String] = []
 
@@ -70,11 +73,9 @@ struct MountRequest {
         case "gid": group = try number(value, name, radix: 10)
         case "umask": umask = try number(value, name, radix: 8)
         case "lanes": maximumLanes = Int(try number(value, name, radix: 10))
-        case "table-cache":
-            guard let size = ByteCount(argument: try required(value, name)) else {
-                throw ValidationError("-o \(name) takes a size, not '\(value ?? "")'")
-            }
-            tableCacheSize = size.bytes
+        case "table-cache": tableCacheSize = try size(value, name)
+        case "cache": cacheFile = try required(value, name)
+        case "cache-size": cacheSize = try size(value, name)
         case _ where Self.passedOn.contains(name): kernelOptions.append(name)
         case _ where Self.ignored.contains(name) || name.hasPrefix("x-") || name.hasPrefix("comment"): break
         default: throw ValidationError("unknown option '-o \(option)'; 'vdmount --help' lists what there is")
@@ -84,6 +85,13 @@ struct MountRequest {
     private func required(_ value: String?, _ name: String) throws -> String {
         guard let value, !value.isEmpty else { throw ValidationError("-o \(name) needs a value") }
         return value
+    }
+
+    private func size(_ value: String?, _ name: String) throws -> UInt64 {
+        guard let size = ByteCount(argument: try required(value, name)) else {
+            throw ValidationError("-o \(name) takes a size, not '\(value ?? "")'")
+        }
+        return size.bytes
     }
 
     private func number(_ value: String?, _ name: String, radix: Int) throws -> UInt32 {
@@ -108,6 +116,8 @@ struct MountRequest {
         add("log-file", logFile)
         add("table-cache", tableCacheSize.map(String.init))
         add("lanes", maximumLanes.map(String.init))
+        add("cache", cacheFile)
+        add("cache-size", cacheSize.map(String.init))
         if hasOverlay { words.append(overlayFile.map { "--overlay=\($0)" } ?? "--overlay") }
         add("overlay-dir", overlayFolder)
         return words

@@ -18,6 +18,7 @@ struct RunningMount {
     private let session: MountSession
     private let partitions: PartitionFiles
     private let logger: Logger
+    private let notices: CacheNotices
     /// What is mounted, for the log.
     let summary: String
 
@@ -26,14 +27,16 @@ struct RunningMount {
         image: String, at path: String, _ request: MountRequest, _ keeper: Keeper, _ logger: Logger
     ) throws(MountFailure) {
         self.logger = logger
+        notices = CacheNotices(logger)
         let place: Mountpoint
         do throws(HostError) { place = try Mountpoint(path) } catch { throw MountFailure(text: "\(error)") }
         for warning in place.warnings { Daemon.say("vdmount: \(warning)") }
         do throws(DiskError) {
-            disk = try Disk.open(image, options: Self.options(request))
+            disk = try Disk.open(image, options: Self.options(request, notices))
         } catch {
             throw MountFailure(text: "\(error)", errno: error.errnoValue)
         }
+        notices.isServing = true
         partitions = PartitionFiles(disk, request, logger)
         let file = partitions.makeWhole()
         let images = disk.layers.map { MountStatus.Image(path: Self.realPath($0.path), format: $0.format) }
@@ -57,7 +60,7 @@ struct RunningMount {
         "the disk has sectors of \(size) bytes: a loop device needs 'losetup --sector-size \(size)'"
     }
 
-    private static func options(_ request: MountRequest) -> DiskOptions {
+    private static func options(_ request: MountRequest, _ notices: CacheNotices) -> DiskOptions {
         var options = DiskOptions(
             isWritable: request.isWritable, format: request.format, allowedFolders: request.allowedFolders)
         options.snapshot = request.snapshot
@@ -65,6 +68,9 @@ struct RunningMount {
         // The session does it: a timer of the disk's would be a thread before the process is confined.
         options.lazyFlushInterval = 0
         if let rule = request.vhdSize { options.formatOptions["vhd-size"] = rule }
+        options.cache = request.cacheFile.map { path in
+            CacheOptions(path: path, size: request.cacheSize) { notices.take($0) }
+        }
         if let size = request.tableCacheSize { options.tableCacheSize = Int(clamping: size) }
         return options
     }

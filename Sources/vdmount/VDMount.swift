@@ -104,6 +104,17 @@ struct VDMount: ParsableCommand {
     @Option(help: ArgumentHelp("Memory for mapping tables: bytes, or K, M (default: 8M).", valueName: "SIZE"))
     var tableCache: ByteCount?
 
+    @Option(
+        help: ArgumentHelp(
+            "Keep what is read from the images in FILE, on a fast disk, for the next time too.", valueName: "FILE"),
+        completion: .file())
+    var cache: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "How large --cache makes a new FILE: bytes, or K, M, G, T (default: 10G).", valueName: "SIZE"))
+    var cacheSize: ByteCount?
+
     @Option(help: ArgumentHelp("The most requests served at once (default: 16).", valueName: "N"))
     var lanes: Int?
 
@@ -165,6 +176,13 @@ struct VDMount: ParsableCommand {
         }
         request.allowedFolders += allowedFolders
         request.tableCacheSize = tableCache?.bytes ?? request.tableCacheSize
+        request.cacheFile = cache ?? request.cacheFile
+        request.cacheSize = cacheSize?.bytes ?? request.cacheSize
+        if request.cacheFile == nil, request.cacheSize != nil { throw ValidationError("--cache-size needs --cache") }
+        if request.cacheFile?.isEmpty == true { throw ValidationError("--cache needs a file") }
+        if let size = request.cacheSize, !CacheOptions.sizes.contains(size) {
+            throw ValidationError("--cache-size takes 2M to 512G")
+        }
         request.maximumLanes = lanes ?? request.maximumLanes
         request.logLevel = logLevel ?? request.logLevel
         request.logFile = logFile ?? request.logFile
