@@ -22,8 +22,8 @@ public struct DiskOptions: Sendable {
     public var depthLimit: Int
     /// Where writes go instead of the named image, which is then opened read-only like those below it.
     public var overlay: DiskOverlay?
-    /// A persistent cache of what the images hold: of those below the top one or the overlay, or of all where nothing is
-    /// written.
+    /// A persistent cache of what the images hold: of those below the top one or the overlay, or of all where nothing
+    /// is written.
     public var cache: CacheOptions?
     /// Put round every storage that is opened: the tests' way to fail, cut, slow or record accesses.
     public var wrapStorage: (@Sendable (any Storage) -> any Storage)?

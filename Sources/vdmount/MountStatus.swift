@@ -37,6 +37,11 @@ struct MountStatus: Codable {
     /// Bytes of mapping tables in memory, and of those that hold changes which are not written yet.
     var cachedBytes: Int?
     var dirtyBytes: Int?
+    /// The block cache's file; what of the bytes that were asked for came from it and what did not; what it holds.
+    var cacheFile: String?
+    var cacheHitBytes: UInt64?
+    var cacheMissBytes: UInt64?
+    var cacheUsedBytes: UInt64?
 
     enum CodingKeys: String, CodingKey {
         case state, mountpoint, files, process, mode, images, size
@@ -44,6 +49,10 @@ struct MountStatus: Codable {
         case bytesWritten = "bytes-written"
         case cachedBytes = "cached-bytes"
         case dirtyBytes = "dirty-bytes"
+        case cacheFile = "cache-file"
+        case cacheHitBytes = "cache-hit-bytes"
+        case cacheMissBytes = "cache-miss-bytes"
+        case cacheUsedBytes = "cache-used-bytes"
     }
 }
 
@@ -104,6 +113,10 @@ enum MountList {
             lines.append(
                 "  tables cached \(humanSize(UInt64(max(0, cached)))), "
                     + "of which \(humanSize(UInt64(max(0, dirty)))) wait to be written")
+        }
+        if let file = mount.cacheFile, let hits = mount.cacheHitBytes, let misses = mount.cacheMissBytes {
+            lines.append("  cache \(file.printable()), holds \(humanSize(mount.cacheUsedBytes ?? 0))")
+            lines.append("        \(humanSize(hits)) read from it, \(humanSize(misses)) from the images")
         }
         return lines
     }

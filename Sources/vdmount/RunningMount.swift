@@ -40,10 +40,11 @@ struct RunningMount {
         partitions = PartitionFiles(disk, request, logger)
         let file = partitions.makeWhole()
         let images = disk.layers.map { MountStatus.Image(path: Self.realPath($0.path), format: $0.format) }
+        let cacheFile = disk.blockCacheUse == nil ? nil : request.cacheFile.map(Self.realPath)
         do throws(HostError) {
             session = try Self.mount(file, image: image, at: place, request, keeper) { [disk] question in
                 guard question == "status" else { return nil }
-                return try? jsonText(Self.status(disk, images, file, at: place.path))
+                return try? jsonText(Self.status(disk, images, file, at: place.path, cacheFile: cacheFile))
             }
         } catch {
             try? disk.close()
@@ -95,15 +96,17 @@ struct RunningMount {
     }
 
     private static func status(
-        _ disk: Disk, _ images: [MountStatus.Image], _ file: DiskFile, at path: String
+        _ disk: Disk, _ images: [MountStatus.Image], _ file: DiskFile, at path: String, cacheFile: String?
     ) -> MountStatus {
         let traffic = file.traffic
+        let cache = disk.blockCacheUse
         let tables = disk.tableCacheUse
         return MountStatus(
             mountpoint: path, process: getpid(), mode: disk.isWritable ? "rw" : "ro",
             images: images, size: disk.size, bytesRead: traffic.read, bytesWritten: traffic.written,
             cachedBytes: tables.cached,
-            dirtyBytes: tables.dirty)
+            dirtyBytes: tables.dirty, cacheFile: cacheFile, cacheHitBytes: cache?.hitBytes,
+            cacheMissBytes: cache?.missBytes, cacheUsedBytes: cache?.cachedBytes)
     }
 
     private static func realPath(_ path: String) -> String {

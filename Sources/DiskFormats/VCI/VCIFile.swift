@@ -33,7 +33,8 @@ public enum VCIFile {
         }
     }
 
-    /// Writes tree and block map. `extents` are in the order of the disk, each in a slot of the layout, their links set.
+    /// Writes tree and block map. `extents` are in the order of the disk, their links set, each in a slot of the
+    /// layout.
     public static func save(
         _ extents: [VCIExtent], to storage: any Storage, _ layout: VCILayout
     ) throws(DiskError) {

@@ -43,7 +43,7 @@ public struct VCILayout: Sendable, Equatable {
         while size / chunk > Self.slotLimit { chunk *= 2 }
         chunkBlocks = chunk
         // At least one slot: the smallest cache has room for 31.
-        nodeCount = VCINode.count(forExtents: (size - rootAddress) / chunk)
+        nodeCount = VCITreeShape.nodeCount(forExtents: (size - rootAddress) / chunk)
         firstSlot = rootAddress + nodeCount * VCINode.blocks
         slotCount = (size - firstSlot) / chunk
     }

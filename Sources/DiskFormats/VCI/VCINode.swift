@@ -102,17 +102,6 @@ public enum VCINode: Sendable, Equatable {
     private static let branchKind: UInt8 = 1
     private static let extentKind: UInt8 = 2
 
-    /// How many nodes a tree has for so many extents.
-    static func count(forExtents extents: UInt64) -> UInt64 {
-        var level = max(1, extents.dividedRoundingUp(by: UInt64(extentLimit)))
-        var count = level
-        while level > 1 {
-            level = level.dividedRoundingUp(by: UInt64(branchLimit))
-            count += level
-        }
-        return count
-    }
-
     /// Takes 4096 bytes apart. An entry without blocks is none, and then all that follows is zeros.
     public init(parsing bytes: [UInt8]) throws(DiskError) {
         let fields = FieldReader(bytes)

@@ -1,36 +1,61 @@
 internal import DiskStorage
 
-/// The nodes of a tree that is made at one go: leaves filled one after the other in the order of the disk, then the
-/// level above them, and so on. The root lies in front of all others, where the header has it from the beginning.
+/// The nodes of a tree that is made at one go: leaves in the order of the disk, then the level above them, and so on.
+/// The root lies in front of all others, where the header has it from the beginning.
+///
+/// Of a small tree the leaves are not filled, but as many as each has extents: the order of use is kept by leaves, and
+/// with few of them little would be left of it.
 public struct VCITreeShape: Sendable {
     /// How many extents it holds.
     public let extentCount: Int
+    /// How many of them a leaf has.
+    private let leafSize: Int
     private let rootAddress: UInt64
 
     /// - Parameter extentCount: No more than the layout has slots.
     public init(extentCount: Int, _ layout: VCILayout) {
         precondition(extentCount <= layout.slotCount)
         self.extentCount = extentCount
+        leafSize = Self.leafSize(forExtents: extentCount)
         rootAddress = layout.rootAddress
     }
 
+    /// The square root, rounded up, as far as there is room.
+    private static func leafSize(forExtents count: Int) -> Int {
+        var size = 1
+        while size < VCINode.extentLimit, size * size < count { size += 1 }
+        return size
+    }
+
+    /// How many nodes a tree has for so many extents. It never has fewer for more.
+    static func nodeCount(forExtents count: UInt64) -> UInt64 {
+        let leafSize = UInt64(leafSize(forExtents: Int(count)))
+        var level = max(1, count.dividedRoundingUp(by: leafSize))
+        var nodes = level
+        while level > 1 {
+            level = level.dividedRoundingUp(by: UInt64(VCINode.branchLimit))
+            nodes += level
+        }
+        return nodes
+    }
+
     /// How many nodes there are.
-    var nodeCount: UInt64 { VCINode.count(forExtents: UInt64(extentCount)) }
+    var nodeCount: UInt64 { Self.nodeCount(forExtents: UInt64(extentCount)) }
 
     /// Whether the root is the only leaf.
-    private var isOneLeaf: Bool { extentCount <= VCINode.extentLimit }
+    private var isOneLeaf: Bool { extentCount <= leafSize }
 
     /// The address of the leaf that holds an extent, by its number in the order of the disk.
     @inline(__always)
     func leafAddress(of index: Int) -> UInt64 {
-        isOneLeaf ? rootAddress : address(ofNode: 1 + index / VCINode.extentLimit)
+        isOneLeaf ? rootAddress : address(ofNode: 1 + index / leafSize)
     }
 
     /// The numbers of all extents in the same leaf.
     @inline(__always)
     func leafMates(of index: Int) -> Range<Int> {
-        let first = index / VCINode.extentLimit * VCINode.extentLimit
-        return first..<min(first + VCINode.extentLimit, extentCount)
+        let first = index / leafSize * leafSize
+        return first..<min(first + leafSize, extentCount)
     }
 
     @inline(__always)
@@ -45,7 +70,7 @@ public struct VCITreeShape: Sendable {
         if isOneLeaf { return try write(rootAddress, VCINode.extents(extents).encode()) }
         var next = 1
         var level: [VCIBranch] = []
-        for start in stride(from: 0, to: extentCount, by: VCINode.extentLimit) {
+        for start in stride(from: 0, to: extentCount, by: leafSize) {
             let part = extents[leafMates(of: start)]
             guard let first = part.first, let last = part.last else { continue }
             level.append(branch(first.first, to: last.first + UInt64(last.blocks), next))

@@ -29,6 +29,8 @@ extension BlockCache {
     private static func openFile(_ path: String, _ finder: FileFinder) throws(DiskError) -> any Storage {
         // What the cache holds nobody may read who may not read the images.
         if try !finder.exists(path) { _ = try finder.create(path) }
+        // What is no cache is not even locked, which it may be already: it may be one of the images.
+        _ = try CacheFile(FileFinder().open(path, isWritable: false).storage, path: path)
         return try finder.open(path, isWritable: true).storage
     }
 

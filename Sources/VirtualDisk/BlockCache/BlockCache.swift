@@ -11,7 +11,7 @@ internal import DiskStorage
 ///
 /// Whatever fails in the cache's file: the cache is not used any more, and nobody who reads learns of it.
 @safe
-final class BlockCache: @unchecked Sendable {  // words that are only accessed atomically; the rest is constant or locked
+final class BlockCache: @unchecked Sendable {  // words are accessed atomically, the rest is constant or locked
     /// Chunks that are looked up and read at once.
     static let runLimit = 32
 
@@ -176,9 +176,9 @@ final class BlockCache: @unchecked Sendable {  // words that are only accessed a
         }
         var end = chunk &+ 1
         if position == chunk << chunkShift {
-            while end - chunk < UInt64(Self.runLimit), range(of: end).upperBound <= position &+ UInt64(count),
-                end << chunkShift < position &+ UInt64(count), state.index.slot(of: end) < 0,
-                fetches.number(of: end) == nil
+            let wanted = position &+ UInt64(count)
+            while end - chunk < UInt64(Self.runLimit), end << chunkShift < wanted, range(of: end).upperBound <= wanted,
+                state.index.slot(of: end) < 0, fetches.number(of: end) == nil
             {
                 end += 1
             }

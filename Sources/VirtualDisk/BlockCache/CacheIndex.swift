@@ -1,8 +1,8 @@
 /// Which chunk of the disk is in which slot of the cache, and in which order they were used. Nothing of it is locked.
 ///
-/// Chunks are in a list by use, the last used one first. What large sequential reads bring goes to the *window*, a short
-/// queue in which it stays while they still use it, and from there to the end of the list, where it is evicted next:
-/// such reads cost the others no more than the window's slots, however long they go on.
+/// Chunks are in a list by use, the last used one first. What large sequential reads bring goes to the *window*, a
+/// short queue in which it stays while they still use it, and from there to the end of the list, where it is evicted
+/// next: such reads cost the others no more than the window's slots, however long they go on.
 struct CacheIndex {
     /// No slot.
     static let none: Int32 = -1

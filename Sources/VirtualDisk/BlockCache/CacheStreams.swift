@@ -11,15 +11,18 @@ struct CacheStreams {
     }
 
     private static let count = 8
-    /// How far from where a stream has come to its next request may begin.
-    private static let slack: UInt64 = 1 << 20
 
     private var streams = InlineArray<8, Stream>(repeating: Stream())
     private var time: UInt64 = 0
     private let limit: UInt64
+    /// How far from where a stream has come to its next request may begin.
+    private let slack: UInt64
 
     /// - Parameter limit: From so many bytes on a stream is a large one.
-    init(limit: UInt64) { self.limit = limit }
+    init(limit: UInt64) {
+        self.limit = limit
+        slack = min(1 << 20, limit / 4)
+    }
 
     /// Notes a request; answers whether it belongs to a large stream.
     @inline(__always)
@@ -28,7 +31,7 @@ struct CacheStreams {
         var oldest = 0
         for index in 0..<Self.count {
             let stream = streams[index]
-            if stream.bytes > 0, offset &+ Self.slack >= stream.end, offset <= stream.end &+ Self.slack {
+            if stream.bytes > 0, offset &+ slack >= stream.end, offset <= stream.end &+ slack {
                 let end = max(stream.end, offset &+ length)
                 // What was read once more does not count, nor what was left out.
                 let bytes = stream.bytes &+ min(length, end &- stream.end)
