@@ -153,6 +153,26 @@ class Ours(Contender):
         return [self.bench.vdmount, "--foreground", *access, self.image, self.mountpoint]
 
 
+class Cached(Ours):
+    """Ours, reading through a block cache."""
+
+    def __init__(self, bench, image, cache):
+        super().__init__(bench, image, writable=False)
+        self.cache = cache
+
+    def command(self):
+        return [self.bench.vdmount, "--foreground", "--cache", self.cache, self.image, self.mountpoint]
+
+
+class Slow(Contender):
+    """A raw file as on a disk that takes 5 ms more for each read."""
+
+    name = "slow"
+
+    def command(self):
+        return [self.bench.passthrough, self.image, self.mountpoint, "5000"]
+
+
 class Limit(Contender):
     name = LIMIT
 
@@ -263,6 +283,8 @@ class Row:
         return mine / its if mine and its else None
 
 
+CACHE_TITLE = "that hits a block cache, of a local raw image through the same mount"
+SLOW_TITLE = "block cache: random read 4 KiB of a disk of 5 ms a read, the second time, of the first"
 LOOP_TITLE = "losetup --direct-io=on, geometric mean of the first six"
 LOOP_NOTE = ("Over the raw file, the loop device goes past the page cache to the file system's own disk; on a tmpfs "
              "(`--dir /dev/shm`) both stay in memory.")
@@ -288,7 +310,7 @@ class Bench:
 
     def prepare(self):
         """A raw disk of random bytes, and for each contender an image of its own with that content."""
-        if LIMIT in self.names:
+        if LIMIT in self.names or self.wanted(SLOW_TITLE):
             flags = run("pkg-config", "--cflags", "--libs", "fuse3").split()
             run("cc", "-O2", "-o", self.passthrough, HERE / "passthrough.c", *flags, "-pthread")
         say(f"bench: preparing a disk of {self.options.size // MIB} MiB in {self.directory}")
@@ -537,6 +559,42 @@ class Bench:
         if LIMIT in medians:
             self.add_row(Row(f"{LOOP_TITLE}, of the same over the limit's file", "", rates={OURS: [mean_over(LIMIT)]}))
 
+    # -- the block cache --
+
+    def block_cache(self):
+        """Reads that hit the cache, beside those of the raw image itself; and how much it speeds up a slow disk."""
+        if OURS not in self.names:
+            return
+        chosen = [workload for workload in RANDOM_READS if self.wanted(f"{workload.title} {CACHE_TITLE}")]
+        cache = self.directory / "cache.vci"
+        if chosen:
+            self.warm(self.raw_image)
+            # Filled by reading everything once, and closed.
+            with Cached(self, self.raw_image, cache) as served:
+                run("dd", f"if={served.file}", "of=/dev/null", "bs=1M")
+            self.warm(cache)
+            with Ours(self, self.raw_image, writable=False) as bare, Cached(self, self.raw_image, cache) as cached:
+                for workload in chosen:
+                    rates = {"raw image": [], "cache": []}
+                    for _ in range(self.options.rounds):
+                        for name, served in (("cache", cached), ("raw image", bare)):
+                            rates[name].append(self.timed(served.file, workload))
+                    self.raw[f"{workload.title} {CACHE_TITLE}"] = rates
+                    kept = statistics.median(rates["cache"]) / statistics.median(rates["raw image"])
+                    self.add_row(Row(f"{workload.title} {CACHE_TITLE}", "", kept_target=0.85, rates={OURS: [kept]}))
+            cache.unlink()
+        if self.wanted(SLOW_TITLE):
+            # The same places each time, by a program of its own each time.
+            same = ["--io_size=1600k", "--randrepeat=1", "--randseed=1"]
+            with Slow(self, self.raw_image) as slow:
+                rates = []
+                for _ in range(2):
+                    with Cached(self, slow.file, cache) as served:
+                        rates.append(fio(served.file, RANDOM_READS[0], self.options.size, *same))
+            self.raw[SLOW_TITLE] = rates
+            self.add_row(Row(SLOW_TITLE, "", kept_target=50, rates={OURS: [rates[1] / rates[0]]}))
+            cache.unlink()
+
     # -- a large image: how soon it is there, how much memory reading it takes --
 
     def large_image(self):
@@ -599,6 +657,7 @@ class Bench:
             self.new_images()
             self.snapshots()
             self.loops()
+            self.block_cache()
             if OURS in self.names and self.wanted("memory"):
                 self.warm(self.base)
                 self.memory(self.base, self.options.size, f"{self.options.size // MIB} MiB image")

@@ -3,7 +3,9 @@
  * measured against it.
  *
  * cc -O2 passthrough.c -o passthrough $(pkg-config --cflags --libs fuse3) -lpthread
- * passthrough RAWFILE MOUNTPOINT    (a folder, which then holds disk.raw, or a file; stays in the foreground)
+ * passthrough RAWFILE MOUNTPOINT [DELAY]    (a folder, which then holds disk.raw, or a file; stays in the foreground)
+ *
+ * With DELAY each read takes so many microseconds more: a slow disk.
  *
  * As fast as it can be done: one buffer a thread, allocated once; data page aligned; a request is answered where it
  * was received; threads are added while none waits, up to 16, and end when more than 4 wait; O_DIRECT openers get
@@ -25,6 +27,7 @@
 enum { transfer = 1 << 20, page = 4096, headers = 80, most_threads = 16, kept_threads = 4 };
 
 static int raw;
+static useconds_t delay;
 static struct stat raw_status;
 static fuse_ino_t file_inode;
 static struct fuse_session *session;
@@ -87,6 +90,8 @@ static void on_open(fuse_req_t request, fuse_ino_t inode, struct fuse_file_info 
 
 static void on_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset, struct fuse_file_info *info) {
     (void)inode, (void)info;
+    if (delay > 0)
+        usleep(delay);
     ssize_t done = pread(raw, answer, size, offset);
     if (done < 0)
         fuse_reply_err(request, errno);
@@ -151,11 +156,12 @@ static void *serve(void *unused) {
 
 int main(int count, char **arguments) {
     struct stat place;
-    if (count != 3 || (raw = open(arguments[1], O_RDWR | O_CLOEXEC)) < 0 || fstat(raw, &raw_status) != 0 ||
+    if (count < 3 || count > 4 || (raw = open(arguments[1], O_RDWR | O_CLOEXEC)) < 0 || fstat(raw, &raw_status) != 0 ||
         stat(arguments[2], &place) != 0) {
-        fprintf(stderr, "usage: passthrough RAWFILE MOUNTPOINT: %s\n", strerror(errno));
+        fprintf(stderr, "usage: passthrough RAWFILE MOUNTPOINT [DELAY]: %s\n", strerror(errno));
         return 1;
     }
+    delay = count == 4 ? (useconds_t)atoi(arguments[3]) : 0;
     file_inode = S_ISDIR(place.st_mode) ? FUSE_ROOT_ID + 1 : FUSE_ROOT_ID;
     char *options[] = {"passthrough", "-o", "max_read=1048576,allow_other,default_permissions,subtype=passthrough"};
     struct fuse_args list = FUSE_ARGS_INIT(3, options);
