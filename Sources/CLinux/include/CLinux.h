@@ -74,6 +74,9 @@ static inline void clinux_store64_release(void *p, uint64_t v) { __atomic_store_
 static inline uint32_t clinux_fetch_add32(void *p, uint32_t v) {
     return __atomic_fetch_add((uint32_t *)p, v, __ATOMIC_ACQ_REL);
 }
+static inline uint64_t clinux_fetch_add64_relaxed(void *p, uint64_t v) {
+    return __atomic_fetch_add((uint64_t *)p, v, __ATOMIC_RELAXED);
+}
 static inline uint32_t clinux_fetch_sub32(void *p, uint32_t v) {
     return __atomic_fetch_sub((uint32_t *)p, v, __ATOMIC_ACQ_REL);
 }

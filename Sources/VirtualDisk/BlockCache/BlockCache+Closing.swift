@@ -34,8 +34,8 @@ extension BlockCache {
     func close() {
         guard isOn else { return }
         let hasBegun = beginning.withLock { $0.hasBegun }
-        let isReordered = state.withLock { $0.isReordered }
-        guard hasBegun || isReordered, begin() else { return }
+        // What was only read changed the order of use.
+        guard hasBegun || index.foundBytes > 0, begin() else { return }
         do throws(DiskError) {
             // What is cached of images whose changes do not show would have to be given up at the next opening.
             try VCIFile.save(identity.isReliable ? extents() : [], to: storage, layout)
@@ -51,11 +51,7 @@ extension BlockCache {
 
     /// All that is cached, in the order of the disk, linked in the order of use.
     private func extents() -> [VCIExtent] {
-        var slots: [(slot: Int32, chunk: UInt64)] = []
-        state.withLock { state in
-            slots.reserveCapacity(state.index.count)
-            state.index.forEachByUse { slots.append(($0, $1)) }
-        }
+        let slots = slotsByUse()
         // The numbers in the order of use, sorted by chunk: then each one's place in that is its number in the disk's.
         var sorted = Array(0..<UInt32(slots.count))
         sorted.sort { slots[Int($0)].chunk < slots[Int($1)].chunk }

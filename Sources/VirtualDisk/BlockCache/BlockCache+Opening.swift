@@ -43,7 +43,7 @@ extension BlockCache {
                 "\(options.path): is there already and has \(layout.size * VCILayout.blockSize) bytes: its size stays")
         }
         let type = found.header?.type ?? .dynamic
-        var index = CacheIndex(slotCount: Int(layout.slotCount))
+        let index = CacheIndex(slotCount: Int(layout.slotCount))
         var isStale = true
         switch try found.state(storage, identity, diskSize: source.size) {
         case .new: try VCIFile.makeEmpty(storage, layout, type: type)
@@ -148,13 +148,13 @@ extension VCIContents {
 }
 
 extension CacheIndex {
-    /// Takes over what a file of this layout holds.
-    fileprivate mutating func fill(_ contents: VCIContents, _ layout: VCILayout) {
-        for number in contents.order {
-            let extent = contents.extents[Int(number)]
-            guard let slot = layout.slot(at: extent.address), takeFree(Int32(slot)) else { continue }
-            insert(extent.first / layout.chunkBlocks, in: Int32(slot), isCold: false)
-        }
-        rebuildFree()
+    /// Takes over what a file of this layout holds: whose extents do not overlap, so that no slot and no chunk is twice
+    /// among them.
+    fileprivate func fill(_ contents: VCIContents, _ layout: VCILayout) {
+        fill(
+            contents.order.lazy.compactMap { number in
+                let extent = contents.extents[Int(number)]
+                return layout.slot(at: extent.address).map { (Int32($0), extent.first / layout.chunkBlocks) }
+            })
     }
 }

@@ -5,9 +5,10 @@ internal import DiskStorage
 
 /// A persistent cache of what the lower images of a disk hold, in a file (a VCI).
 ///
-/// What is where is in memory while it is open, under a lock that is never held across I/O. Who finds a chunk takes the
-/// number of its slot's *generation*, reads, and looks at the number again: a slot whose chunk is evicted gets another
-/// one before anything is written to it. Who then has read too late reads from the images.
+/// What is where is in memory while it is open. A hit takes no lock: who finds a chunk takes the number of its slot's
+/// *generation*, reads, and looks at the number again; a slot whose chunk is evicted gets another one before anything
+/// is written to it. Who then has read too late reads from the images. Everything else is done under a lock that is
+/// never held across I/O.
 ///
 /// Whatever fails in the cache's file: the cache is not used any more, and nobody who reads learns of it.
 @safe
@@ -23,23 +24,20 @@ final class BlockCache: @unchecked Sendable {  // words are accessed atomically,
     let identity: CacheIdentity
     let report: @Sendable (CacheNotice) -> Void
     let path: String
-    let state: Locked<State>
-    let fetches = CacheFetches()
+    /// Changed under the lock of ``state``.
+    let index: CacheIndex
+    private let state: Locked<State>
+    private let fetches = CacheFetches()
     /// The header was written: that the file is in use is durable. With what the file held is not to be used.
     let beginning: Locked<Beginning>
     private let descriptor: Int32
     private let chunkShift: UInt64
     private let scratch: ScratchPool
-    private let generations: UnsafeMutablePointer<UInt32>
     /// Whether the cache is not used any more.
     private let off: UnsafeMutablePointer<UInt32>
 
-    struct State {
-        var index: CacheIndex
+    private struct State {
         var streams: CacheStreams
-        /// Whether the order of use is another one than in the file.
-        var isReordered = false
-        var hitBytes: UInt64 = 0
         var missBytes: UInt64 = 0
     }
 
@@ -66,18 +64,14 @@ final class BlockCache: @unchecked Sendable {  // words are accessed atomically,
         chunkShift = UInt64(chunkSize.trailingZeroBitCount)
         scratch = ScratchPool(size: Int(chunkSize))
         let streams = CacheStreams(limit: min(64 << 20, layout.slotCount * chunkSize / 8))
-        state = Locked(State(index: index, streams: streams))
+        self.index = index
+        state = Locked(State(streams: streams))
         beginning = Locked(Beginning(isStale: isStale))
-        unsafe generations = .allocate(capacity: Int(layout.slotCount))
-        unsafe generations.initialize(repeating: 0, count: Int(layout.slotCount))
         unsafe off = .allocate(capacity: 1)
         unsafe off.initialize(to: 0)
     }
 
-    deinit {
-        unsafe generations.deallocate()
-        unsafe off.deallocate()
-    }
+    deinit { unsafe off.deallocate() }
 
     /// Bytes of a chunk, but for the one at the disk's end.
     var chunkSize: UInt64 { 1 << chunkShift }
@@ -99,110 +93,71 @@ final class BlockCache: @unchecked Sendable {  // words are accessed atomically,
         if count < buffer.count { buffer.slice(count, buffer.count - count).zero() }
         guard count > 0 else { return }
         guard isOn else { return try source.read(into: buffer.slice(0, count), at: offset) }
-        let isLarge = state.withLock { $0.streams.note(offset, UInt64(count)) }
+        var isLarge: Bool?
         var done = 0
         while done < count {
             let position = offset + UInt64(done)
             let rest = buffer.slice(done, count - done)
-            let found = look(position, rest.count, isLarge)
-            switch found.kind {
-            case .hit: done += try readHit(found, into: rest, at: position)
-            case .fetch: done += try fetch(found, into: rest, at: position, isLarge)
-            case .wait: fetches.wait(found.number, found.word)
+            let found = index.find(position >> chunkShift)
+            if found.slot >= 0 {
+                done += try readHit(found, into: rest, at: position)
+                continue
+            }
+            let missing = look(position, rest.count, &isLarge)
+            switch missing.kind {
+            case .hit: continue
+            case .wait: fetches.wait(missing.number, missing.word)
+            case .fetch: done += try fetch(missing, into: rest, at: position, isLarge == true)
             case .pass:
-                let part = rest.slice(0, length(of: found, from: position, rest.count))
+                let part = rest.slice(0, length(of: missing, from: position, rest.count))
                 try source.read(into: part, at: position)
                 done += part.count
             }
         }
     }
 
-    /// What was found at a place.
-    private struct Found {
-        enum Kind {
-            /// Chunks are cached, side by side.
-            case hit
-            /// They are not; the caller is to read them.
-            case fetch
-            /// Another thread is reading it.
-            case wait
-            /// Too much is being read: this is not cached.
-            case pass
-        }
+    // MARK: - Hits
 
-        let kind: Kind
-        let chunk: UInt64
-        var chunks: UInt64 = 1
-        /// The first slot (hit), or the entry's number.
-        var number = 0
-        /// What to wait with.
-        var word: UInt32 = 0
-        var generations = InlineArray<32, UInt32>(repeating: 0)
-    }
-
-    /// How many of `count` bytes from a place on lie in what was found.
-    @inline(__always)
-    private func length(of found: borrowing Found, from position: UInt64, _ count: Int) -> Int {
-        Int(min(UInt64(count), (found.chunk &+ found.chunks) << chunkShift &- position))
-    }
-
-    @inline(__always)
-    private func look(_ position: UInt64, _ count: Int, _ isLarge: Bool) -> Found {
-        let chunk = position >> chunkShift
-        let last = (position &+ UInt64(count) &- 1) >> chunkShift
-        return state.withLock { state in
-            let slot = state.index.slot(of: chunk)
-            guard slot >= 0 else { return lookFurther(chunk, position, count, &state) }
-            var found = Found(kind: .hit, chunk: chunk, number: Int(slot))
-            var run = 0
-            repeat {
-                found.generations[run] = unsafe clinux_load32_relaxed(generations + Int(slot) + run)
-                // Reading a chunk piece by piece is no reason to keep what a large sequential read brought.
-                if !isLarge, state.index.touch(slot &+ Int32(run)) { state.isReordered = true }
-                run += 1
-            } while chunk &+ UInt64(run) <= last && run < Self.runLimit
-                && state.index.slot(of: chunk &+ UInt64(run)) == slot &+ Int32(run)
-            found.chunks = UInt64(run)
-            state.hitBytes &+= UInt64(length(of: found, from: position, count))
-            return found
-        }
-    }
-
-    /// A chunk that is not there: whole chunks that are all wanted and not there are read at once.
-    @inline(never)
-    private func lookFurther(_ chunk: UInt64, _ position: UInt64, _ count: Int, _ state: inout State) -> Found {
-        if let number = fetches.number(of: chunk) {
-            return Found(kind: .wait, chunk: chunk, number: number, word: fetches.willWait(number))
-        }
-        var end = chunk &+ 1
-        if position == chunk << chunkShift {
-            let wanted = position &+ UInt64(count)
-            while end - chunk < UInt64(Self.runLimit), end << chunkShift < wanted, range(of: end).upperBound <= wanted,
-                state.index.slot(of: end) < 0, fetches.number(of: end) == nil
-            {
-                end += 1
-            }
-        }
-        let number = fetches.begin(chunk..<end)
-        let found = Found(kind: number == nil ? .pass : .fetch, chunk: chunk, chunks: end - chunk, number: number ?? 0)
-        state.missBytes &+= UInt64(length(of: found, from: position, count))
-        return found
-    }
-
-    /// Reads what is cached; answers how many bytes.
+    /// Reads what is cached from the chunk in a slot on; answers how many bytes.
     @inline(__always)
     private func readHit(
-        _ found: borrowing Found, into buffer: IOBuffer, at position: UInt64
+        _ found: (slot: Int32, generation: UInt32), into buffer: IOBuffer, at position: UInt64
     ) throws(DiskError) -> Int {
-        let part = buffer.slice(0, length(of: found, from: position, buffer.count))
-        let place = layout.address(ofSlot: UInt64(found.number)) &* VCILayout.blockSize
-        let isRead = readFile(part, at: place &+ (position &- found.chunk << chunkShift))
-        unsafe clinux_fence_acquire(off)
-        var isSame = isRead
-        for run in 0..<Int(found.chunks) where isSame {
-            isSame = unsafe clinux_load32_relaxed(generations + found.number + run) == found.generations[run]
+        let inChunk = position & (chunkSize &- 1)
+        let rest = Int(chunkSize &- inChunk)
+        if buffer.count > rest { return try readRun(found, into: buffer, at: position) }
+        index.touch(found.slot, index.advance(buffer.count))
+        let place = layout.address(ofSlot: UInt64(found.slot)) &* VCILayout.blockSize &+ inChunk
+        guard readFile(buffer, at: place), index.isStill(found.slot, found.generation) else {
+            try source.read(into: buffer, at: position)
+            return buffer.count
         }
-        if !isSame { try source.read(into: part, at: position) }
+        return buffer.count
+    }
+
+    /// Chunks that follow each other in the file as they do in the disk are read at once.
+    @inline(never)
+    private func readRun(
+        _ found: (slot: Int32, generation: UInt32), into buffer: IOBuffer, at position: UInt64
+    ) throws(DiskError) -> Int {
+        let chunk = position >> chunkShift
+        let last = (position &+ UInt64(buffer.count) &- 1) >> chunkShift
+        var generations = InlineArray<32, UInt32>(repeating: found.generation)
+        var run = 1
+        while run < Self.runLimit, chunk &+ UInt64(run) <= last {
+            let next = index.find(chunk &+ UInt64(run))
+            guard next.slot == found.slot &+ Int32(run) else { break }
+            generations[run] = next.generation
+            run += 1
+        }
+        let end = (chunk &+ UInt64(run)) << chunkShift
+        let part = buffer.slice(0, Int(min(UInt64(buffer.count), end &- position)))
+        let time = index.advance(part.count)
+        for step in 0..<run { index.touch(found.slot &+ Int32(step), time &+ UInt64(step)) }
+        let place = layout.address(ofSlot: UInt64(found.slot)) &* VCILayout.blockSize
+        var isRead = readFile(part, at: place &+ position & (chunkSize &- 1))
+        for step in 0..<run where isRead { isRead = index.isStill(found.slot &+ Int32(step), generations[step]) }
+        if !isRead { try source.read(into: part, at: position) }
         return part.count
     }
 
@@ -224,18 +179,73 @@ final class BlockCache: @unchecked Sendable {  // words are accessed atomically,
 
     // MARK: - What is missing
 
+    /// What is to be done about a chunk that was not found.
+    private struct Missing {
+        enum Kind {
+            /// It is there by now.
+            case hit
+            /// The caller is to read chunks that are not.
+            case fetch
+            /// Another thread is reading it.
+            case wait
+            /// Too much is being read: this is not cached.
+            case pass
+        }
+
+        let kind: Kind
+        let chunk: UInt64
+        var chunks: UInt64 = 1
+        /// Which of the fetches.
+        var number = 0
+        /// What to wait with.
+        var word: UInt32 = 0
+    }
+
+    /// How many of `count` bytes from a place on lie in the chunks.
+    private func length(of missing: Missing, from position: UInt64, _ count: Int) -> Int {
+        Int(min(UInt64(count), (missing.chunk + missing.chunks) << chunkShift - position))
+    }
+
+    /// Whole chunks that are all wanted and not there are read at once. `isLarge`: whether the request belongs to a
+    /// large sequential read; nil: not known yet.
+    @inline(never)
+    private func look(_ position: UInt64, _ count: Int, _ isLarge: inout Bool?) -> Missing {
+        let chunk = position >> chunkShift
+        return state.withLock { state in
+            if index.find(chunk).slot >= 0 { return Missing(kind: .hit, chunk: chunk) }
+            if isLarge == nil { isLarge = state.streams.note(position, UInt64(count)) }
+            if let number = fetches.number(of: chunk) {
+                return Missing(kind: .wait, chunk: chunk, number: number, word: fetches.willWait(number))
+            }
+            var end = chunk + 1
+            if position == chunk << chunkShift {
+                let wanted = position + UInt64(count)
+                while end - chunk < UInt64(Self.runLimit), end << chunkShift < wanted,
+                    range(of: end).upperBound <= wanted, index.find(end).slot < 0, fetches.number(of: end) == nil
+                {
+                    end += 1
+                }
+            }
+            let number = fetches.begin(chunk..<end)
+            let missing = Missing(
+                kind: number == nil ? .pass : .fetch, chunk: chunk, chunks: end - chunk, number: number ?? 0)
+            state.missBytes += UInt64(length(of: missing, from: position, count))
+            return missing
+        }
+    }
+
     /// Reads chunks from the images and puts them into the cache; answers how many bytes of the buffer are filled.
     @inline(never)
     private func fetch(
-        _ found: borrowing Found, into buffer: IOBuffer, at position: UInt64, _ isLarge: Bool
+        _ missing: Missing, into buffer: IOBuffer, at position: UInt64, _ isLarge: Bool
     ) throws(DiskError) -> Int {
-        let (number, chunk) = (found.number, found.chunk)
-        defer { if state.withLock({ _ in fetches.end(number) }) { fetches.wake(number) } }
-        let part = buffer.slice(0, length(of: found, from: position, buffer.count))
-        let whole = range(of: chunk).lowerBound..<range(of: chunk + found.chunks - 1).upperBound
+        defer { if state.withLock({ _ in fetches.end(missing.number) }) { fetches.wake(missing.number) } }
+        let chunk = missing.chunk
+        let part = buffer.slice(0, length(of: missing, from: position, buffer.count))
+        let whole = range(of: chunk).lowerBound..<range(of: chunk + missing.chunks - 1).upperBound
         if position == whole.lowerBound, UInt64(part.count) == whole.upperBound - whole.lowerBound {
             try source.read(into: part, at: position)
-            for chunk in chunk..<chunk + found.chunks {
+            for chunk in chunk..<chunk + missing.chunks {
                 let range = range(of: chunk)
                 let start = Int(range.lowerBound - position)
                 insert(part.readOnly.slice(start, Int(range.upperBound - range.lowerBound)), chunk, isLarge)
@@ -269,15 +279,8 @@ final class BlockCache: @unchecked Sendable {  // words are accessed atomically,
     /// Puts a chunk into the cache, if that is possible.
     private func insert(_ bytes: IOBytes, _ chunk: UInt64, _ isLarge: Bool) {
         guard isOn, !isZero(range(of: chunk)), begin() else { return }
-        let slot = state.withLock { state in
-            guard state.index.slot(of: chunk) < 0 else { return CacheIndex.none }
-            let slot = state.index.take()
-            if slot >= 0 { _ = unsafe clinux_fetch_add32(generations + Int(slot), 1) }
-            return slot
-        }
+        let slot = state.withLock { _ in index.find(chunk).slot < 0 ? index.take() : CacheIndex.none }
         guard slot >= 0 else { return }
-        // Who sees a byte of what is written now sees the new generation too.
-        clinux_fence_release()
         let place = layout.address(ofSlot: UInt64(slot)) * VCILayout.blockSize
         var isWritten = false
         do throws(DiskError) {
@@ -291,12 +294,8 @@ final class BlockCache: @unchecked Sendable {  // words are accessed atomically,
         } catch {
             turnOff(error)
         }
-        state.withLock { state in
-            if isWritten {
-                state.index.insert(chunk, in: slot, isCold: isLarge)
-            } else {
-                state.index.giveBack(slot)
-            }
+        state.withLock { _ in
+            if isWritten { index.insert(chunk, in: slot, isCold: isLarge) } else { index.giveBack(slot) }
         }
     }
 
@@ -312,11 +311,13 @@ final class BlockCache: @unchecked Sendable {  // words are accessed atomically,
 
     /// What it has been good for.
     var use: CacheUse {
-        let capacity = layout.slotCount * chunkSize
-        return state.withLock { state in
+        state.withLock { state in
             CacheUse(
-                hitBytes: state.hitBytes, missBytes: state.missBytes,
-                cachedBytes: UInt64(state.index.count) * chunkSize, capacity: capacity)
+                hitBytes: index.foundBytes, missBytes: state.missBytes,
+                cachedBytes: UInt64(index.count) * chunkSize, capacity: layout.slotCount * chunkSize)
         }
     }
+
+    /// Slots and chunks in the order of use, the one that is evicted first first.
+    func slotsByUse() -> [(slot: Int32, chunk: UInt64)] { state.withLock { _ in index.all() } }
 }
