@@ -24,9 +24,10 @@ extension BlockCache {
     private func header(isUnclean: Bool) -> VCIHeader {
         var header = VCIHeader(layout, type: type)
         header.isUnclean = isUnclean
+        // Of images whose changes do not show nothing is kept: then it belongs to none.
+        guard identity.isReliable else { return header }
         header.imageUUID = identity.uuid
-        // Null belongs to no image.
-        header.modificationUUID = identity.isReliable ? identity.modificationUUID : .null
+        header.modificationUUID = identity.modificationUUID
         return header
     }
 
