@@ -119,6 +119,32 @@ extension MountTests {
             }
         }
 
+        /// Changes of a device do not show, so that nothing of one is kept for the next time.
+        @Test func imagesOnDevices() throws {
+            try Stage.use { stage in
+                let raw = stage.file("content")
+                try tool("dd", "if=/dev/urandom", "of=\(raw)", "bs=1M", "count=4", "status=none")
+                let device = try stage.attach(raw)
+                let cache = stage.file("cache.vci")
+                for round in 0..<2 {
+                    let place = try stage.makeFolder("\(round)")
+                    let result = try attempt(Programs.vdmount, "--cache", cache, device, place)
+                    #expect(result.status == 0 && result.errorText.isEmpty, "\(result.errorText)")
+                    let disk = try MountedDisk(at: place)
+                    try tool("cmp", raw, disk.file)
+                    try disk.unmount()
+                    try tool(Programs.vdimg, "cache", "check", cache)
+                    let said = try tool(Programs.vdimg, "cache", "info", cache)
+                    #expect(said.contains("0 bytes in 0 extents") && said.contains("none"), "\(said)")
+                    try OpenedFile.with(device, O_RDWR) { file in
+                        _ = try file.write([UInt8](repeating: UInt8(round + 1), count: 4096), at: 8192)
+                        try file.sync()
+                    }
+                }
+                try stage.detach(device)
+            }
+        }
+
         @Test(arguments: [
             ["--cache-size", "1G"], ["--cache", "f", "--cache-size", "1M"], ["--cache", "f", "--cache-size", "1T"],
             ["--cache="], ["-o", "cache"], ["-o", "cache=f,cache-size=x"],
