@@ -186,11 +186,11 @@ tsan: deps
 	$(SWIFT) test $(BUILD_FLAGS) --scratch-path .build/tsan --sanitize thread \
 	    --skip MountTests --skip PowerCutTests --skip Hostile
 
-## fuzz: libFuzzer with the address sanitizer on images and on partition tables, FUZZ_SECONDS=300 long each
+## fuzz: libFuzzer with the address sanitizer on images, partition tables, block caches; FUZZ_SECONDS=300 long each
 .PHONY: fuzz
 FUZZ_SECONDS ?= 300
 FUZZ_CORPUS  ?= .build/fuzz-corpus
-FUZZ_TARGETS ?= fuzz fuzz-partitions
+FUZZ_TARGETS ?= fuzz fuzz-partitions fuzz-cache
 fuzz: deps
 	@if [ ! -f Tests/Fuzz/Package.swift ]; then echo "make fuzz: Tests/Fuzz/Package.swift is missing." >&2; exit 1; fi
 	@for target in $(FUZZ_TARGETS); do \

@@ -10,5 +10,7 @@ let package = Package(
             name: "fuzz", dependencies: [.product(name: "VirtualDisk", package: "vdmount")]),
         .executableTarget(
             name: "fuzz-partitions", dependencies: [.product(name: "VirtualDisk", package: "vdmount")]),
+        .executableTarget(
+            name: "fuzz-cache", dependencies: [.product(name: "VirtualDisk", package: "vdmount")]),
     ]
 )

@@ -326,7 +326,45 @@ def partitions(folder):
                     file.write(bytes([how]) + struct.pack("<I", len(content) // SECTOR) + pieces(content))
 
 
+def caches(folder):
+    """Block caches of 2 MiB with all of the fuzzer's disk in them, in one leaf or two; it puts the image's identity in."""
+    content = bytes((i * 7 + (i >> 9)) & 255 for i in range(5 * 65536 + 1536))
+    size, root, slots, chunk = 4096, 4, 60, 128
+    for leaves in (0, 1, 2):
+        extents = [(n * chunk, min(chunk, len(content) // 512 - n * chunk), slots + n * chunk) for n in range(6)]
+        groups = {0: [[]], 1: [extents], 2: [extents[:4], extents[4:]]}[leaves]
+        nodes = [root] if leaves < 2 else [root + 8, root + 16]
+        place = [node for node, group in zip(nodes, groups) for _ in group]
+        image = bytearray(512 * slots)
+        for node, group in zip(nodes, groups):
+            image[node * 512] = 2
+            for index, (first, blocks, address) in enumerate(group):
+                number = first // chunk
+                before = place[number - 1] if number else 0
+                after = place[number + 1] if number < 5 else 0
+                struct.pack_into("<QQBBQIQ", image, node * 512 + 1 + 38 * index, before, after, 0, 0, first, blocks,
+                                 address)
+        if leaves == 2:
+            image[root * 512] = 1
+            for index, (node, group) in enumerate(zip(nodes, groups)):
+                covered = group[-1][0] + group[-1][1] - group[0][0]
+                struct.pack_into("<QIQ", image, root * 512 + 1 + 20 * index, group[0][0], covered, node)
+        metadata = 4 + 8 * (3 if leaves == 2 else 1)
+        data = len(content) // 512 if leaves else 0
+        struct.pack_into("<4sIQBIQQI", image, 0, b"VCI\0", 1, size, 0, 1, root, 2, 2)
+        struct.pack_into("<4sIQQQQ", image, 1024, b"VBLK", 1, size, size - metadata - data, metadata, data)
+        for start, count in ((0, metadata), (slots, data)):
+            for block in range(start, start + count):
+                image[1536 + block // 8] |= 1 << block % 8
+        image += content if leaves else b""
+        for how in (0, 1, 3):
+            with open(os.path.join(folder, f"cache-{leaves}-{how}"), "wb") as file:
+                file.write(bytes([how]) + image)
+
+
 if __name__ == "__main__":
     os.makedirs(sys.argv[2], exist_ok=True)
-    for make in {"fuzz": [images, overlays, qed, vhds, vhdxs, vdis, qcow2], "fuzz-partitions": [partitions]}[sys.argv[1]]:
+    makers = {"fuzz": [images, overlays, qed, vhds, vhdxs, vdis, qcow2], "fuzz-partitions": [partitions],
+              "fuzz-cache": [caches]}
+    for make in makers[sys.argv[1]]:
         make(sys.argv[2])
