@@ -134,6 +134,50 @@ struct BlockCacheModelTests {
         }
     }
 
+    /// The power fails at any moment of a session, and of what was not flushed any part has reached the disk: what is
+    /// found then is emptied, or it is right. The session begins with a cache of this disk, of another one, or with
+    /// none.
+    @Test(arguments: ["this", "another", "none"]) func powerCuts(_ what: String) throws {
+        let seed = UInt64.random(in: 0...UInt64.max)
+        var generator = SeededGenerator(seed: seed)
+        let folder = try TemporaryFolder()
+        let (path, model) = try VCI.makeRaw(folder, size: 3 << 20, seed: seed)
+        let (other, _) = try VCI.makeRaw(folder, "other.raw", size: 3 << 20, seed: seed &+ 1)
+        let cache = folder.file("cache.vci")
+        if what == "none" { try folder.write([], to: "cache.vci") }
+        if what != "none" {
+            let before = try Disk.open(what == "this" ? path : other, options: VCI.options(cache))
+            _ = try before.read(at: 0, count: 3 << 19)
+            try before.close()
+        }
+        let log = CrashLog()
+        let disk = try Disk.open(
+            path, options: VCI.options(cache, wrap: { $0.name == cache ? log.record($0) : $0 }))
+        for _ in 0..<60 {
+            let start = Int.random(in: 0..<model.size - 100_000, using: &generator)
+            _ = try disk.read(at: UInt64(start), count: Int.random(in: 1...100_000, using: &generator))
+        }
+        try disk.close()
+        #expect(log.count > 30)
+        var replay = log.replay()
+        var kept = 0
+        for cut in 0...log.count {
+            for percent in [0, 20, 80, 100] {
+                let bytes = replay.files(at: cut, .some(percent: percent), using: &generator)[cache] ?? []
+                let storage = MemoryStorage(bytes, name: cache)
+                let options = VCI.options(cache, wrap: { $0.name == cache ? storage : $0 })
+                let found = try Disk.open(path, options: options)
+                if let mistake = try model.mistake(of: found, in: 0..<model.size) {
+                    Issue.record("\(what), seed \(seed), cut \(cut) of \(log.count), \(percent) %: \(mistake)")
+                }
+                kept += found.blockCacheUse?.hitBytes ?? 0 > 0 ? 1 : 0
+                try found.close()
+            }
+        }
+        // Those before the first change was durable, and those after the last one.
+        #expect(kept >= 4 && kept < 4 * log.count / 2, "\(what): \(kept) of \(4 * log.count)")
+    }
+
     /// Whichever instant the file is copied at: it is emptied, or it is right.
     @Test func aCrashAtAnyWriteLeavesNothingWrong() throws {
         let seed = UInt64.random(in: 0...UInt64.max)

@@ -90,7 +90,8 @@ struct CacheFile {
     /// Throws ``DiskError/Kind/invalidArgument`` for a file that is no cache.
     init(_ storage: any Storage, path: String) throws(DiskError) {
         let bytes = try storage.availableBytes(at: 0, count: VCIHeader.byteCount, for: .header)
-        isThere = !bytes.isEmpty
+        // One that was being made when the power failed may have the length of its header and nothing in it.
+        isThere = try storage.length() > UInt64(VCIHeader.byteCount) || bytes.contains { $0 != 0 }
         if isThere, !VCIHeader.hasSignature(bytes) {
             throw DiskError(.invalidArgument, "is there already and is no block cache (VCI): name another file")
         }
