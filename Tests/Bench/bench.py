@@ -72,6 +72,7 @@ FORMATS = {format.name: format for format in [
     Format("vmdk", "vmdk", "subformat=monolithicSparse", (), ("subformat=monolithicSparse",)),
     Format("vdi", "vdi", is_laid_out_by_us=True),
     Format("vhd", "vpc", "", (), ("subformat=dynamic,force_size=on",), is_laid_out_by_us=True),
+    Format("vhdx", "vhdx", "", (), ("", "block_state_zero=off", "block_size=1M,block_state_zero=off")),
     Format("qed", "qed"),
     Format("qcow2", "qcow2", "", (), ("", "lazy_refcounts=on", "preallocation=metadata", "extended_l2=on")),
 ]}
