@@ -212,6 +212,28 @@ struct VHDXImageTests {
         try again.close()
     }
 
+    /// Where another program keeps a place for a block that is not there, it stays the block's.
+    @Test func keptPlacesAreLeftAlone() throws {
+        let folder = try TemporaryFolder()
+        let path = try make(folder, size: 4 << 20)
+        try VHD.write(path, [(1, 0, 4 << 20)])
+        // One between the others, and the last one of the file.
+        let kept = try [1, 3].map { try VHDX.entry($0, of: path).offset }
+        try VHDX.setEntry(1, of: path, 3, at: kept[0])
+        try VHDX.setEntry(3, of: path, 2, at: kept[1])
+        #expect(try ImageCheck.run(path).counts.isEmpty)
+        let length = try VHD.length(path)
+        let disk = try Disk.open(path, options: DiskOptions(isWritable: true))
+        try disk.discard(offset: 0, length: 1 << 20)
+        try disk.flush()
+        for block in [0, 1] as [UInt64] { try disk.write([5], at: block << 20) }
+        try disk.close()
+        for block in [0, 1] { #expect(try !kept.contains(VHDX.entry(block, of: path).offset)) }
+        #expect(try VHDX.entry(3, of: path) == (2, kept[1]))
+        #expect(try VHD.length(path) > length)
+        #expect(try ImageCheck.run(path).remaining(.leak) == 0)
+    }
+
     // MARK: - GUIDs
 
     @Test func guidsChangeWhenTheyMust() throws {

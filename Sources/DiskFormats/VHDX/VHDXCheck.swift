@@ -108,7 +108,13 @@ struct VHDXCheck {
             try VHDXTableScan.forEachEntry(structure, structure.storage) { (entry, item) throws(DiskError) in
                 guard item.isPayload == wantsPayload, losses <= Self.lossLimit else { return }
                 let length = item.length(structure)
-                guard entry.isInFile else { return try checkAbsent(entry, item, structure, &used) }
+                guard entry.isInFile else {
+                    if let kept = item.keptPlace(entry, structure, structure.fileLength) {
+                        end = max(end, kept.upperBound)
+                        used.reserve(kept.lowerBound, length)
+                    }
+                    return try checkAbsent(entry, item, structure)
+                }
                 guard item.isPayload || structure.isDifferencing else {
                     strayBitmaps += 1
                     return used.reserve(entry.offset, length)
@@ -141,15 +147,13 @@ struct VHDXCheck {
 
     /// An entry of what is not in the file.
     private mutating func checkAbsent(
-        _ entry: VHDXEntry, _ item: VHDXTableScan.Item, _ structure: VHDXStructure, _ used: inout VHDXUsedPlaces
+        _ entry: VHDXEntry, _ item: VHDXTableScan.Item, _ structure: VHDXStructure
     ) throws(DiskError) {
         let known =
             item.isPayload
             ? entry.state <= VHDXEntry.PayloadState.unmapped : entry.state == VHDXEntry.BitmapState.notPresent
         if !known {
             try lose(item, "\(item) is in the state \(entry.state), which there is not", structure)
-        } else if item.isPayload, entry.offset > 0 {
-            used.reserve(entry.offset, item.length(structure))
         }
     }
 

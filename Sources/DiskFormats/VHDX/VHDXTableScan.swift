@@ -25,8 +25,10 @@ struct VHDXTableScan {
         try Self.forEachEntry(structure, storage) { (entry, item) throws(DiskError) in
             let length = item.length(structure)
             guard entry.isInFile else {
-                // Space that is kept for a block which is not there is left to it.
-                if entry.offset > 0, item.isPayload { places?.reserve(entry.offset, length) }
+                if let kept = item.keptPlace(entry, structure, fileLength) {
+                    places?.reserve(kept.lowerBound, length)
+                    end = max(end, kept.upperBound)
+                }
                 return
             }
             guard item.isPayload || structure.isDifferencing else {
@@ -62,6 +64,15 @@ struct VHDXTableScan {
         /// The bytes that it takes in the file.
         func length(_ structure: VHDXStructure) -> UInt64 {
             isPayload ? structure.metadata.blockSize : VHDXBlockAllocationTable.bitmapBlockSize
+        }
+
+        /// Space that is kept in the file for a block which is not there: it is left to it, since another program may
+        /// put the block there again. [MS-VHDX] 2.5.1.1.
+        func keptPlace(_ entry: VHDXEntry, _ structure: VHDXStructure, _ fileLength: UInt64) -> Range<UInt64>? {
+            guard isPayload, !entry.isInFile, entry.offset > 0, entry.offset <= fileLength,
+                length(structure) <= fileLength - entry.offset
+            else { return nil }
+            return entry.offset..<entry.offset + length(structure)
         }
 
         func outside(_ entry: VHDXEntry, _ structure: VHDXStructure, _ fileLength: UInt64) -> DiskError {
