@@ -138,6 +138,8 @@ public struct CreateRequest: Sendable {
         public var virtualSize: UInt64
         /// When its files were changed last, in nanoseconds since 1970, where that is known.
         public var modified: Int64?
+        /// The bytes of a sector of its disk.
+        public var sectorSize: UInt32 = 512
 
         public init(
             path: String, relativePath: String? = nil, absolutePath: String? = nil, format: String,

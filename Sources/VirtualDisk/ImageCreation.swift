@@ -63,7 +63,10 @@ public struct NewImage: Sendable {
     }
 
     private func parentDescription(_ chain: [Layer]) -> CreateRequest.ParentDescription {
-        Self.describe(chain[0], for: path)
+        var description = Self.describe(chain[0], for: path)
+        // Most formats do not say what their parents did.
+        description.sectorSize = chain.map(\.backend.sectorSize).max() ?? 512
+        return description
     }
 
     /// What a new image at `path` records of the one that it is made over.

@@ -290,6 +290,18 @@ struct VHDXImageTests {
     @Test func sectorsOfFourKilobytesAreSaid() throws {
         let folder = try TemporaryFolder()
         let path = try make(folder, "disk.vhdx", ["logical-sector-size": "4096"])
+        // A child has its parent's, also over one of a format that has no word for it.
+        let between = try VHD.create(folder, "between.qcow2", parent: "disk.vhdx")
+        let child = try make(folder, "child.vhdx", parent: "between.qcow2")
+        #expect(try ImageInformation.read(child)[0].sectorSize == 4096)
+        for image in [between, child] {
+            let disk = try Disk.open(image)
+            #expect(disk.sectorSize == 4096)
+            try disk.close()
+        }
+        #expect { try make(folder, "other.vhdx", parent: "disk.vhdx", ["logical-sector-size": "512"]) } throws: {
+            ($0 as? DiskError)?.kind == .invalidArgument
+        }
         #expect(try ImageInformation.read(path)[0].sectorSize == 4096)
         #expect(try Peer.run("vhdiinfo", path).contains("4096"))
     }

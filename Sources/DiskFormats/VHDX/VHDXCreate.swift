@@ -63,10 +63,11 @@ struct VHDXCreator {
     /// What `-o` may say.
     private struct Options {
         var preallocates = true
-        var logicalSectorSize: UInt32 = 512
+        var logicalSectorSize: UInt32
         var physicalSectorSize: UInt32 = 4096
 
         init(_ request: CreateRequest, isFixed: Bool) throws(DiskError) {
+            logicalSectorSize = request.parent?.sectorSize ?? 512
             for (name, value) in request.options.sorted(by: { $0.key < $1.key }) {
                 switch (name, value) {
                 case ("preallocation", "full") where isFixed: preallocates = true
@@ -82,6 +83,15 @@ struct VHDXCreator {
                             + "physical-sector-size=512|4096 and, for fixed images, preallocation=full|off",
                         image: request.path)
                 }
+            }
+            // (That a raw disk's have 512 bytes nobody says.)
+            if let parent = request.parent, parent.sectorSize != logicalSectorSize,
+                parent.sectorSize != 512 || parent.format == "vhdx"
+            {
+                throw DiskError(
+                    .invalidArgument,
+                    "the parent's disk has sectors of \(parent.sectorSize) bytes: a child's are the same",
+                    image: request.path)
             }
             guard physicalSectorSize >= logicalSectorSize else {
                 throw DiskError(
