@@ -49,16 +49,16 @@ extension VDIImage {
 
     private func take(_ count: UInt64) throws(DiskError) -> FreeBlocks.Run {
         while true {
-            // Asked first: what is given up between the two questions would be missed.
-            let mayFind = space.hasGivenUp
-            if let run = space.take(count) { return run }
-            guard mayFind else { break }
-            try flush()
+            switch space.take(count) {
+            case .places(let run): return run
+            case .noneYet: try flush()
+            case .none:
+                throw DiskError(
+                    .system,
+                    "the file has no place for another block, although blocks of it are used by nothing: "
+                        + "run 'vdimg check --repair'", image: files[0], errno: 28)  // ENOSPC
+            }
         }
-        throw DiskError(
-            .system,
-            "the file has no place for another block, although blocks of it are used by nothing: "
-                + "run 'vdimg check --repair'", image: files[0], errno: 28)  // ENOSPC
     }
 
     func commit(_ reservation: consuming Reservation) throws(DiskError) {

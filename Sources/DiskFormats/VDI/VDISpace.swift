@@ -62,17 +62,29 @@ final class VDISpace: Sendable {
 
     // MARK: - Taking
 
-    /// Takes up to `count` places in one piece; nil if there are none until a flush.
-    func take(_ count: UInt64) -> FreeBlocks.Run? {
+    /// What ``take(_:)`` found.
+    enum Found {
+        case places(FreeBlocks.Run)
+        /// There may be some after a flush, or when blocks have been moved.
+        case noneYet
+        /// All are in use.
+        case none
+    }
+
+    /// Takes up to `count` places in one piece.
+    func take(_ count: UInt64) -> Found {
         // What lies before each block's data keeps blocks apart.
         let wanted = header.blockExtra == 0 ? count : 1
         return state.withLock { state in
-            if let run = state.free.take(wanted) { return run }
-            guard state.end < limit else { return nil }
+            if let run = state.free.take(wanted) { return .places(run) }
+            guard state.end < limit else {
+                // Said under the same lock: a moment later a place that is free now may be one that a block moves to.
+                return !state.givenUp.isEmpty || state.flushes > 0 || state.moves > 0 ? .noneYet : .none
+            }
             let run = FreeBlocks.Run(offset: state.end, count: min(wanted, limit - state.end), isZero: true)
             state.end += run.count
             fileEnd.value = max(fileEnd.value, length(state.end))
-            return run
+            return .places(run)
         }
     }
 
@@ -97,9 +109,6 @@ final class VDISpace: Sendable {
             if isDone { state.givenUp.add(place, isZero: false) } else { state.free.add(place, isZero: false) }
         }
     }
-
-    /// Whether places may become usable by a flush, or soon.
-    var hasGivenUp: Bool { state.withLock { !$0.givenUp.isEmpty || $0.flushes > 0 || $0.moves > 0 } }
 
     /// How many places there are, and how many of them are free.
     var extent: (end: UInt64, free: UInt64) { state.withLock { ($0.end, $0.free.count) } }
