@@ -83,10 +83,7 @@ struct CacheInfoCommand: ParsableCommand {
             rows.append(
                 ("state", cache.isUnclean ? "in use, or not closed cleanly" : "damaged: see 'vdimg cache check'"))
         }
-        let width = rows.map(\.0.count).max() ?? 0
-        for (title, value) in rows {
-            print((title + ":" + String(repeating: " ", count: width - title.count + 1) + value).printable())
-        }
+        printRows(rows)
     }
 }
 

@@ -49,10 +49,7 @@ struct InfoCommand: ParsableCommand {
         rows += image.properties.map { ($0.title, $0.value) }
         for file in image.files.dropFirst() { rows.append(("file", file)) }
         rows += image.snapshots.map { ("internal snapshot", describe($0)) }
-        let width = rows.map(\.0.count).max() ?? 0
-        for (title, value) in rows {
-            print(title + ":" + String(repeating: " ", count: width - title.count + 1) + value.printable())
-        }
+        printRows(rows)
     }
 }
 

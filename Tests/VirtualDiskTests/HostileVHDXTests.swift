@@ -27,6 +27,15 @@ struct HostileVHDXTests {
         HostileVMDKTests.explain(result, "seed \(seed)", folder)
     }
 
+    /// A log with as many changes as are believed, and with more: each of them is a page in another place.
+    @Test func logOfManyChanges() async throws {
+        let folder = try TemporaryFolder()
+        let result = await #expect(processExitsWith: .success) { [path = folder.path as String] in
+            try HostileVHDXSession(.dynamic, seed: 1, notes: path).fillLog()
+        }
+        HostileVMDKTests.explain(result, "", folder)
+    }
+
     /// Disks, tables and logs as large as can be, in files that are as long as no file system has them.
     @Test func hugeImages() async throws {
         let folder = try TemporaryFolder()
@@ -192,6 +201,41 @@ struct HostileVHDXSession {
         let odd = [1, 7, 8, 519, 520, 4097, (64 << 10) + 4095, bytes.count / 2 + 1, bytes.count - 1, bytes.count - 511]
         for length in pieces + odd where 0..<bytes.count ~= length {
             attempt("ends after \(length) of \(bytes.count)", bytes.prefixArray(length))
+        }
+    }
+
+    /// Puts a log of 16 MiB behind everything, with one entry of zeros that are to be written page by page.
+    func fillLog() throws {
+        for count in [1 << 17, 1 << 17 + 1, 1 << 19 - 2] {
+            let sectors = (64 + 32 * count + 4095) / 4096
+            var entry = FieldWriter(count: sectors * 4096)
+            entry.bytes("loge".utf8, at: 0)
+            entry.littleEndian(UInt32(sectors * 4096), at: 8)
+            entry.littleEndian(UInt64(1), at: 16)
+            entry.littleEndian(UInt32(count), at: 24)
+            entry.bytes([UInt8](1...16), at: 32)
+            let place = bytes.count
+            let free = UInt64(place + (32 << 20))
+            for number in 0..<count {
+                let start = 64 + 32 * number
+                entry.bytes("zero".utf8, at: start)
+                entry.littleEndian(UInt64(4096), at: start + 8)
+                entry.littleEndian(free + UInt64(number) * 8192, at: start + 16)
+                entry.littleEndian(UInt64(1), at: start + 24)
+            }
+            let end = free + UInt64(count) * 8192
+            entry.littleEndian(UInt64(place), at: 48)
+            entry.littleEndian(end, at: 56)
+            var log = entry.bytes
+            VHDX.putChecksum(&log, 0..<log.count)
+            var changed = bytes
+            for start in VHDX.headers {
+                changed.replaceSubrange(start + 48..<start + 64, with: [UInt8](1...16))
+                changed = changed.setting(16 << 20, at: start + 68, width: 4)
+                changed = changed.setting(UInt64(place), at: start + 72, width: 8)
+            }
+            changed = VHDX.withChecksums(changed) + log
+            attempt("\(count) changes", changed, length: UInt64(place + (48 << 20)))
         }
     }
 

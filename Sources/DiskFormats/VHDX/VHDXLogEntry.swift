@@ -17,7 +17,8 @@ struct VHDXLogEntryHeader: Sendable {
     static let byteCount = 64
     /// What log, entries and descriptors count in.
     static let sectorSize = 4096
-    static let descriptorLimit = 1 << 19
+    /// Changes of an entry, and of all that are replayed, at most: what is known of them is in memory.
+    static let descriptorLimit = 1 << 17
     private static let signature: StaticString = "loge"
 
     var entryLength: UInt32
