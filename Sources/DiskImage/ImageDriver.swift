@@ -16,6 +16,8 @@ public struct FormatCapabilities: OptionSet, Sendable {
     public static let compressed = FormatCapabilities(rawValue: 1 << 8)
     public static let stream = FormatCapabilities(rawValue: 1 << 9)
     public static let snapshots = FormatCapabilities(rawValue: 1 << 10)
+    /// Disks can be made larger or smaller.
+    public static let resize = FormatCapabilities(rawValue: 1 << 11)
 
     /// The names for people and machines, in order.
     public var names: [String] {
@@ -23,6 +25,7 @@ public struct FormatCapabilities: OptionSet, Sendable {
             (.read, "read"), (.write, "write"), (.createFixed, "create-fixed"), (.createDynamic, "create-dynamic"),
             (.createSplit, "create-split"), (.differencing, "differencing"), (.discard, "discard"),
             (.check, "check"), (.compressed, "compressed"), (.stream, "stream"), (.snapshots, "snapshots"),
+            (.resize, "resize"),
         ]
         return all.filter { contains($0.0) }.map(\.1)
     }
@@ -56,10 +59,15 @@ public struct OpenRequest: Sendable {
     /// The name or ID of the internal snapshot that is wanted instead of the image's present state; only drivers with
     /// ``FormatCapabilities/snapshots`` are asked for one, and only for reading.
     public let snapshot: String?
+    /// Whether ``ImageBackend/beginWriting()`` leaves alone what children compare (VMDK's CID, modification UUIDs,
+    /// VHDX's DataWriteGuid): for who writes to an image what its children show there anyway, so that the chain belongs
+    /// together also in between.
+    public let keepsIdentity: Bool
 
     public init(
         storage: any Storage, path: String, mode: OpenMode, cache: TableCache, companions: any CompanionOpener,
-        skipsConsistencyChecks: Bool = false, formatOptions: [String: String] = [:], snapshot: String? = nil
+        skipsConsistencyChecks: Bool = false, formatOptions: [String: String] = [:], snapshot: String? = nil,
+        keepsIdentity: Bool = false
     ) {
         self.storage = storage
         self.path = path
@@ -69,13 +77,15 @@ public struct OpenRequest: Sendable {
         self.skipsConsistencyChecks = skipsConsistencyChecks
         self.formatOptions = formatOptions
         self.snapshot = snapshot
+        self.keepsIdentity = keepsIdentity
     }
 
     /// The same request by a checker, to which nothing is refused that it is to look at.
     public var withoutConsistencyChecks: OpenRequest {
         OpenRequest(
             storage: storage, path: path, mode: mode, cache: cache, companions: companions,
-            skipsConsistencyChecks: true, formatOptions: formatOptions, snapshot: snapshot)
+            skipsConsistencyChecks: true, formatOptions: formatOptions, snapshot: snapshot,
+            keepsIdentity: keepsIdentity)
     }
 
     /// Whether files are opened for writing.

@@ -4,7 +4,8 @@ internal import CLinux
 ///
 /// Three classes stay apart: a bad image (``Kind/invalidImage``, ``Kind/unsupported``, ``Kind/brokenLink``), a bad
 /// environment (``Kind/system``, ``Kind/notFound``, ``Kind/locked``, ``Kind/refused``) and a call that cannot be
-/// (``Kind/invalidArgument``, ``Kind/readOnly``). A bug of ours is none of them: it is a precondition.
+/// (``Kind/invalidArgument``, ``Kind/readOnly``). Beside them stands ``Kind/cancelled``. A bug of ours is none of them:
+/// it is a precondition.
 public struct DiskError: Error, Sendable {
     /// What sort of thing went wrong; callers decide by it, people read ``description``.
     public enum Kind: String, Sendable {
@@ -30,6 +31,8 @@ public struct DiskError: Error, Sendable {
         case invalidArgument
         /// The operating system refused; ``DiskError/errno`` says how.
         case system
+        /// The operation was asked to stop, and did.
+        case cancelled
     }
 
     /// All fields behind one reference, so that a function which throws stays as cheap as one which does not.
@@ -94,6 +97,7 @@ public struct DiskError: Error, Sendable {
         case .locked: 16  // EBUSY
         case .notFound: 2  // ENOENT
         case .refused: 1  // EPERM
+        case .cancelled: 125  // ECANCELED
         default: 5  // EIO
         }
     }
