@@ -13,6 +13,7 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -53,6 +54,29 @@ int clinux_reopen(int descriptor, int flags) {
 
 int clinux_punch_hole(int descriptor, int64_t offset, int64_t length) {
     return RETRY(fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length));
+}
+
+int clinux_clone_range(int source, uint64_t from, int target, uint64_t to, uint64_t length) {
+    struct file_clone_range range = {.src_fd = source, .src_offset = from, .src_length = length, .dest_offset = to};
+    return RETRY(ioctl(target, FICLONERANGE, &range));
+}
+
+int64_t clinux_copy_range(int source, uint64_t from, int target, uint64_t to, uint64_t length) {
+    off_t in = (off_t)from, out = (off_t)to;
+    ssize_t result;
+    do
+        result = copy_file_range(source, &in, target, &out, length, 0);
+    while (result < 0 && errno == EINTR);
+    return result < 0 ? -errno : result;
+}
+
+int clinux_file_system(int descriptor, uint64_t *block_size, uint64_t *type) {
+    struct statfs status;
+    if (fstatfs(descriptor, &status) != 0)
+        return -errno;
+    *block_size = (uint64_t)status.f_bsize;
+    *type = (uint64_t)(unsigned long)status.f_type;
+    return 0;
 }
 
 int clinux_zero_range(int descriptor, int64_t offset, int64_t length) {

@@ -31,7 +31,20 @@ public struct NewImage: Sendable {
     public init(path: String) { self.path = path }
 
     /// Creates the image. On failure nothing is left behind.
-    public func create() throws(DiskError) {
+    public func create() throws(DiskError) { _ = try createFiles() }
+
+    /// The same; answers what knows the files that were made, and can remove them.
+    func createFiles() throws(DiskError) -> FileFinder {
+        try create { (driver, request, finder) throws(DiskError) in
+            try driver.create(request, companions: finder)
+            return finder
+        }
+    }
+
+    /// Has `body` create the image. On failure nothing is left behind.
+    func create<Result>(
+        _ body: (any ImageDriver, CreateRequest, FileFinder) throws(DiskError) -> Result
+    ) throws(DiskError) -> Result {
         var size = size
         var description: CreateRequest.ParentDescription?
         if let parent {
@@ -40,14 +53,13 @@ public struct NewImage: Sendable {
             size = size ?? chain[0].backend.virtualSize
         }
         guard let size else { throw DiskError(.invalidArgument, "a new image needs a size", image: path) }
-        let driver = try driver(parentFormat: description?.format)
         let request = CreateRequest(
             path: path, virtualSize: size, variant: variant, blockSize: blockSize, parent: description,
             comment: comment,
             uuid: uuid, options: options)
         let finder = FileFinder(allowedFolders: allowedFolders)
         do throws(DiskError) {
-            try driver.create(request, companions: finder)
+            return try body(try driver(parentFormat: description?.format), request, finder)
         } catch {
             finder.removeCreated()
             throw error.about(path)
@@ -91,7 +103,7 @@ public struct NewImage: Sendable {
         return (up + names.dropFirst(common).map(\.string)).joined(separator: "/")
     }
 
-    private func driver(parentFormat: String?) throws(DiskError) -> any ImageDriver {
+    func driver(parentFormat: String?) throws(DiskError) -> any ImageDriver {
         if let format { return try Formats.all.driver(named: format) }
         let suffix = FilePath(path).extension?.lowercased()
         if let driver = Formats.all.drivers.first(where: { suffix.map($0.fileExtensions.contains) ?? false }) {

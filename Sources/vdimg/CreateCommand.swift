@@ -44,12 +44,11 @@ struct CreateCommand: ParsableCommand {
         let needsSize = variant != "full-device" && variant != "partitioned-device"
         if size == nil, parent == nil, needsSize { throw ValidationError("give the disk's --size, or a --parent") }
         if let uuid, DiskUUID(uuid) == nil { throw ValidationError("'\(uuid)' is not a UUID") }
-        for option in formatOptions where !option.contains("=") {
-            throw ValidationError("--option takes NAME=VALUE, not '\(option)'")
-        }
+        _ = try keyValues(formatOptions)
     }
 
     func run() throws {
+        let options = try keyValues(formatOptions)
         try reportingErrors { () throws(DiskError) in
             var image = NewImage(path: path)
             image.size = size?.bytes ?? (parent == nil ? 0 : nil)
@@ -62,10 +61,7 @@ struct CreateCommand: ParsableCommand {
             image.uuid = uuid.flatMap { DiskUUID($0) }
             image.allowedFolders = allowedFolders
             image.parentOptions = openOptions.values
-            for option in formatOptions {
-                let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-                image.options[String(parts[0])] = String(parts[1])
-            }
+            image.options = options
             try image.create()
             guard !quiet else { return }
             for information in try ImageInformation.read(path, options: DiskOptions(format: format)) {

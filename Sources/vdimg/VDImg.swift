@@ -30,7 +30,8 @@ struct VDImg: ParsableCommand {
             """,
         version: programVersion,
         subcommands: [
-            InfoCommand.self, CreateCommand.self, MapCommand.self, CheckCommand.self, FormatsCommand.self,
+            InfoCommand.self, CreateCommand.self, ConvertCommand.self, MapCommand.self, CheckCommand.self,
+            FormatsCommand.self,
             CacheCommand.self,
         ])
 }
@@ -74,6 +75,17 @@ struct FormatOptions: ParsableArguments {
     }
 
     var values: [String: String] { vhdSize.map { ["vhd-size": $0] } ?? [:] }
+}
+
+/// The values of options of the form NAME=VALUE, by name.
+func keyValues(_ options: [String]) throws -> [String: String] {
+    var values: [String: String] = [:]
+    for option in options {
+        let parts = option.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+        guard parts.count == 2 else { throw ValidationError("--option takes NAME=VALUE, not '\(option)'") }
+        values[String(parts[0])] = String(parts[1])
+    }
+    return values
 }
 
 /// Runs a command's work; an error becomes one line on standard error and exit status 1.

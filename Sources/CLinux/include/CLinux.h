@@ -32,6 +32,12 @@ int clinux_zero_range(int descriptor, int64_t offset, int64_t length);
 int clinux_allocate(int descriptor, int64_t offset, int64_t length);
 /* sync_file_range(2), begin writing and wait for nothing: so it takes no error from the fdatasync(2) to come. */
 void clinux_start_writeback(int descriptor);
+/* FICLONERANGE: makes a range of one file share the blocks of another; 0 or -errno. */
+int clinux_clone_range(int source, uint64_t from, int target, uint64_t to, uint64_t length);
+/* copy_file_range(2): bytes that were copied, fewer than asked for at times, or -errno. */
+int64_t clinux_copy_range(int source, uint64_t from, int target, uint64_t to, uint64_t length);
+/* fstatfs(2): the file system's block size, and its type (its magic number); 0 or -errno. */
+int clinux_file_system(int descriptor, uint64_t *block_size, uint64_t *type);
 /* BLKGETSIZE64: bytes of a block device; 0 or -errno. */
 int clinux_device_size(int descriptor, uint64_t *bytes);
 /* BLKSSZGET: bytes of a logical sector of a block device; 0 or -errno. */

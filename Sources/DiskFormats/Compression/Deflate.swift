@@ -60,26 +60,48 @@ enum Deflate {
         }
     }
 
-    /// Compresses to zlib streams; used by one thread at a time.
+    /// Compresses to zlib or deflate streams; used by one thread at a time.
     @safe
     final class Compressor {
         private let state: OpaquePointer
+        /// For what does not get smaller: bytes are copied to the stream.
+        private let storing: OpaquePointer
 
         /// `level` is zlib's: 1 is fast, 9 is small, 6 is usual.
         init(level: Int32 = 6) throws(DiskError) {
             precondition((0...12).contains(level))
             guard let state = unsafe libdeflate_alloc_compressor(level) else { throw Deflate.noMemory }
+            guard let storing = unsafe libdeflate_alloc_compressor(0) else {
+                unsafe libdeflate_free_compressor(state)
+                throw Deflate.noMemory
+            }
             unsafe self.state = state
+            unsafe self.storing = storing
         }
 
-        deinit { unsafe libdeflate_free_compressor(state) }
+        deinit {
+            unsafe libdeflate_free_compressor(state)
+            unsafe libdeflate_free_compressor(storing)
+        }
 
         /// The most bytes that `count` bytes can become.
-        func zlibBound(_ count: Int) -> Int { unsafe libdeflate_zlib_compress_bound(state, count) }
+        func zlibBound(_ count: Int) -> Int {
+            unsafe max(
+                libdeflate_zlib_compress_bound(state, count), libdeflate_zlib_compress_bound(storing, count))
+        }
 
         /// Compresses `input` and answers the length of the stream, or nil if it does not fit into `output`.
         func deflateZlib(_ input: IOBytes, into output: IOBuffer) -> Int? {
+            let compressor = Noise.isLikely(input) ? unsafe storing : unsafe state
             let count = unsafe libdeflate_zlib_compress(
+                compressor, input.pointer, input.count, output.pointer, output.count)
+            return count == 0 ? nil : count
+        }
+
+        /// The same without any wrapping; nil also for what would not get smaller.
+        func deflate(_ input: IOBytes, into output: IOBuffer) -> Int? {
+            if Noise.isLikely(input) { return nil }
+            let count = unsafe libdeflate_deflate_compress(
                 state, input.pointer, input.count, output.pointer, output.count)
             return count == 0 ? nil : count
         }

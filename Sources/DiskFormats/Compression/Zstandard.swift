@@ -22,6 +22,30 @@ enum Zstandard {
         }
     }
 
+    /// Compresses to frames; used by one thread at a time.
+    @safe
+    final class Compressor {
+        private let context: OpaquePointer
+        /// The library's own level for who says nothing.
+        private static let level: Int32 = 3
+
+        init() throws(DiskError) {
+            guard let context = unsafe ZSTD_createCCtx() else {
+                throw .system(12, "get memory for compression")  // ENOMEM
+            }
+            unsafe self.context = context
+        }
+
+        deinit { unsafe ZSTD_freeCCtx(context) }
+
+        /// Compresses `input` to one frame and answers its length, or nil if it does not fit into `output`.
+        func compress(_ input: IOBytes, into output: IOBuffer) -> Int? {
+            let count = unsafe ZSTD_compressCCtx(
+                context, output.pointer, output.count, input.pointer, input.count, Self.level)
+            return ZSTD_isError(count) == 0 ? count : nil
+        }
+    }
+
     /// libzstd's decompressor, used by one thread at a time.
     @safe
     // Whoever took it from the list of idle ones has it alone.

@@ -138,6 +138,19 @@ struct QCOW2Creator {
 
     // MARK: - Writing
 
+    /// Creates the file of an image of compressed clusters.
+    mutating func createCompressed() throws(DiskError) -> QCOW2CompressedWriter {
+        guard variant == .dynamic, !header.hasDataFile else {
+            throw DiskError(.unsupported, "only dynamic images without a data file have compressed clusters")
+        }
+        // What is checked of the layout is checked here too.
+        _ = try layout()
+        let name = String(request.path.split(separator: "/").last ?? "")
+        let file = try companions.createCompanion(name, of: request.path).storage
+        try addExtensions(dataFile: nil)
+        return try QCOW2CompressedWriter(file, header: header, rest: rest)
+    }
+
     mutating func create() throws(DiskError) {
         let layout = try layout()
         let size = header.clusterSize

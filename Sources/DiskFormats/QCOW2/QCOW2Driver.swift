@@ -28,3 +28,15 @@ struct QCOW2Driver: ImageDriver {
         return try QCOW2Repair(image, file: request.path).run(repair ? .everything : .nothing)
     }
 }
+
+extension QCOW2Driver: CompressingDriver {
+    func makeCompressedImage(
+        _ request: CreateRequest, companions: any CompanionOpener
+    ) throws(DiskError) -> any ImageStreamWriter {
+        var creator = try QCOW2Creator(request, companions)
+        return try creator.createCompressed()
+    }
+
+    /// Any image may have them.
+    func isCompressed(variant: String?) -> Bool { false }
+}

@@ -1,0 +1,151 @@
+internal import DiskFormats
+internal import DiskImage
+public import DiskStorage
+
+/// Makes a new image of what a disk shows, or of what its top image alone holds, in any format, variant and size.
+///
+///     var conversion = ImageConversion(from: "old.vmdk", to: NewImage(path: "new.vhdx"))
+///     conversion.verifies = true
+///     try conversion.run(OperationControl { print($0.fraction) })
+///
+/// On a file system with reflinks (XFS, btrfs) blocks of data are shared by both images instead of copied, wherever
+/// they lie at borders of the file system's blocks in both.
+public struct ImageConversion: Sendable {
+    /// The image to copy: the top one of its chain.
+    public var source: String
+    /// How it is opened.
+    public var sourceOptions: DiskOptions
+    /// What is made. Without a size it has the source's; a smaller one is refused unless only zeros are cut off. With a
+    /// parent, only what the source's top image holds is copied, and what it does not hold is the parent's: that must
+    /// show what the source's own parent shows.
+    public var target: NewImage
+    /// Whether the target's blocks are compressed (QCOW2; streamOptimized VMDKs always are).
+    public var compresses = false
+    /// Whether ``target`` is there already (a device, an image of the right size) and is overwritten.
+    public var overwritesTarget = false
+    /// Whether files may share blocks on their medium.
+    public var sharesBlocks = true
+    /// Whether the target is read back and compared.
+    public var verifies = false
+
+    public init(from source: String, options: DiskOptions = DiskOptions(), to target: NewImage) {
+        self.source = source
+        sourceOptions = options
+        self.target = target
+    }
+
+    /// Does it. When it returns everything is on stable storage. If it fails or is cancelled, the new files are removed;
+    /// an overwritten target has lost what it had.
+    public func run(_ control: OperationControl = OperationControl()) throws(DiskError) {
+        var options = sourceOptions
+        options.isWritable = false
+        let disk = try Disk.open(source, options: options)
+        do throws(DiskError) {
+            try run(disk, control)
+        } catch {
+            try? disk.close()  // it was read alone
+            throw error
+        }
+        try disk.close()
+    }
+
+    /// The same for a disk that is open.
+    func run(_ disk: Disk, _ control: OperationControl) throws(DiskError) {
+        var target = target
+        target.size = try size(of: disk)
+        if overwritesTarget { return try overwrite(disk, control) }
+        let driver = try target.driver(parentFormat: disk.chain.layers[0].backend.format)
+        target.format = driver.name
+        let compressing = driver as? any CompressingDriver
+        if compresses || compressing?.isCompressed(variant: target.variant) == true {
+            guard let compressing else {
+                throw DiskError(.unsupported, "\(driver.name) has no compressed blocks", image: target.path)
+            }
+            try runCompressed(disk, target, compressing, control)
+        } else {
+            try runPlain(disk, target, control)
+        }
+    }
+
+    /// The size of the new disk.
+    private func size(of disk: Disk) throws(DiskError) -> UInt64 {
+        guard let size = target.size else {
+            let isRaw = target.format == "raw"
+            return isRaw ? disk.size : disk.size.alignedUp(to: 512) ?? disk.size
+        }
+        if size < disk.size, let data = try disk.nextData(from: size) {
+            throw DiskError(
+                .invalidArgument,
+                "the disk has \(disk.size) bytes, and there is data at or behind byte \(data): "
+                    + "it does not fit into \(size) bytes", image: source)
+        }
+        return size
+    }
+
+    private func runCompressed(
+        _ disk: Disk, _ target: NewImage, _ driver: any CompressingDriver, _ control: OperationControl
+    ) throws(DiskError) {
+        guard target.parent == nil else {
+            throw DiskError(.unsupported, "an image of compressed blocks cannot be made over a parent")
+        }
+        try target.create { (_, request, finder) throws(DiskError) in
+            let writer = try driver.makeCompressedImage(request, companions: finder)
+            try StreamCopier(disk, writer, control).run()
+            try verify(disk, target, control)
+        }
+    }
+
+    private func runPlain(_ disk: Disk, _ target: NewImage, _ control: OperationControl) throws(DiskError) {
+        let created = try target.createFiles()
+        do throws(DiskError) {
+            try fill(target, from: disk, isEmpty: target.parent == nil, control)
+            try verify(disk, target, control)
+        } catch {
+            created.removeCreated()
+            throw error.about(target.path)
+        }
+    }
+
+    private func overwrite(_ disk: Disk, _ control: OperationControl) throws(DiskError) {
+        try fill(target, from: disk, isEmpty: false, control)
+        try verify(disk, target, control)
+    }
+
+    private func fill(
+        _ target: NewImage, from disk: Disk, isEmpty: Bool, _ control: OperationControl
+    ) throws(DiskError) {
+        let unsynced = Locked<[UnsyncedStorage]>([])
+        var options = DiskOptions(isWritable: true, format: target.format, allowedFolders: target.allowedFolders)
+        options.formatOptions = target.parentOptions
+        options.lazyFlushInterval = 0
+        if !overwritesTarget {
+            options.wrapStorage = { storage in
+                guard storage.traits.isWritable else { return storage }
+                let file = UnsyncedStorage(storage)
+                unsynced.withLock { $0.append(file) }
+                return file
+            }
+        }
+        let new = try Disk.open(target.path, options: options)
+        do throws(DiskError) {
+            guard new.size >= disk.size || target.size != nil && new.size >= target.size ?? 0 else {
+                throw DiskError(
+                    .invalidArgument, "the disk there has \(new.size) bytes, too few for \(disk.size)",
+                    image: target.path)
+            }
+            let task = DiskCopier.Task(
+                source: disk, depth: target.parent == nil ? disk.chain.depth : 1, target: new, isTargetEmpty: isEmpty,
+                clones: sharesBlocks, length: min(disk.size, new.size))
+            try DiskCopier(task, control).run()
+        } catch {
+            try? new.close()  // the failure that is told is the first
+            throw error
+        }
+        control.begin("flushing", total: 0)
+        try new.close()
+        for file in unsynced.withLock({ $0 }) { try file.settle() }
+    }
+
+    private func verify(_ disk: Disk, _ target: NewImage, _ control: OperationControl) throws(DiskError) {
+    }
+}
