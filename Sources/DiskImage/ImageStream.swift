@@ -26,8 +26,8 @@ public enum EncodedBlock {
 public protocol BlockEncoder: AnyObject {
     /// The most bytes that a block takes.
     var bound: Int { get }
-    /// Compresses a whole block into `output`, which has room for ``bound`` bytes, and answers how many it took; nil: it
-    /// is better stored as it is.
+    /// Compresses a whole block into `output`, which has room for ``bound`` bytes, and answers how many it took; nil:
+    /// it is better stored as it is.
     func encode(_ bytes: IOBytes, into output: IOBuffer) throws(DiskError) -> Int?
 }
 

@@ -63,14 +63,15 @@ public final class FileStorage: Storage {
 
     /// Creates a file without a name in a folder: it is gone when it is closed. Nothing of it need survive, so that
     /// ``flush()`` does nothing.
-    public convenience init(temporaryIn folder: String) throws(DiskError) {
+    public convenience init(temporaryIn folder: String, name: String? = nil) throws(DiskError) {
         var descriptor = unsafe clinux_open(folder, O_RDWR | Int32(clinux_O_TMPFILE), 0o600)
         if [EOPNOTSUPP, EISDIR, ENOENT].contains(-descriptor) {
             // A file system without such files (NFS): one with a name, which goes at once.
             descriptor = unsafe clinux_temporary(folder)
         }
         guard descriptor >= 0 else { throw .system(descriptor, "create a temporary file", image: folder) }
-        try self.init(adopting: descriptor, name: "temporary file in \(folder)", isWritable: true, isTemporary: true)
+        try self.init(
+            adopting: descriptor, name: name ?? "temporary file in \(folder)", isWritable: true, isTemporary: true)
     }
 
     deinit {

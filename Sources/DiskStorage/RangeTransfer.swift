@@ -30,8 +30,8 @@ public struct RangeTransfer: Sendable {
         isOnServer = Self.networkFileSystems.contains(types.0)
     }
 
-    /// Makes `length` bytes of the target the same as those of the source. Answers false, with nothing done that counts,
-    /// where it cannot be done for these two files; then it is not to be had for any other range either.
+    /// Makes `length` bytes of the target the same as those of the source. Answers false, with nothing done that
+    /// counts, where it cannot be done for these two files; then it is not to be had for any other range either.
     public func transfer(from offset: UInt64, to place: UInt64, length: UInt64) throws(DiskError) -> Bool {
         let result = clinux_clone_range(source, offset, target, place, length)
         if result == 0 { return true }

@@ -3,14 +3,14 @@ internal import Glibc
 
 /// Threads that work on one task together until all are done.
 ///
-/// They are plain threads: whoever uses them may have no queues to work on (a confined daemon), and must have as many as
-/// it asked for.
+/// They are plain threads: whoever uses them may have no queues to work on (a confined daemon), and must have as many
+/// as it asked for.
 public enum WorkerThreads {
     /// How many threads keep this machine busy, reads and writes included.
     public static var usualCount: Int { max(2, min(16, Int(sysconf(Int32(_SC_NPROCESSORS_ONLN))))) }
 
-    /// Runs `body` with the numbers 0 to `count - 1` on as many threads (on the caller's if it is one), and returns when
-    /// all are done. Throws the first error; the others should end early when they see that `hasFailed()`.
+    /// Runs `body` with the numbers 0 to `count - 1` on as many threads, the caller's among them, and returns when all
+    /// are done. Throws the first error; the others should end early when they see that `hasFailed()`.
     public static func run(
         _ count: Int, _ body: @escaping @Sendable (_ number: Int, _ hasFailed: () -> Bool) throws(DiskError) -> Void
     ) throws(DiskError) {

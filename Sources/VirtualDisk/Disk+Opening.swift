@@ -33,6 +33,48 @@ extension Disk {
     }
 }
 
+extension Disk {
+    /// Opens the disk of an image that is one storage: memory, a file without a name, whatever can be read at offsets.
+    /// Images of several files, and those with a parent, are refused: nothing leads from a storage to another.
+    public static func open(_ storage: any Storage, options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
+        let opener = ChainOpener(options: options)
+        let mode: OpenMode = options.isWritable ? .readWrite : .readOnly
+        let driver = try opener.driver(for: storage, path: storage.name, mode: mode)
+        let request = OpenRequest(
+            storage: storage, path: storage.name, mode: mode, cache: opener.cache, companions: NoCompanions(),
+            formatOptions: options.formatOptions, snapshot: options.snapshot)
+        do throws(DiskError) {
+            let backend = try driver.open(request)
+            guard backend.parentLink == nil else {
+                throw DiskError(.brokenLink, "has a parent, which cannot be found from here")
+            }
+            if mode == .readWrite { try backend.prepareForUse() }
+            return Disk(
+                chain: Chain(topFirst: [Layer(backend, path: storage.name)]), cache: opener.cache, lockedFiles: [],
+                isWritable: options.isWritable, lazyFlushInterval: options.lazyFlushInterval)
+        } catch {
+            throw error.about(storage.name)
+        }
+    }
+}
+
+/// For an image that is one storage.
+private struct NoCompanions: CompanionOpener {
+    func openCompanion(
+        _ name: String, of imagePath: String, isWritable: Bool, what: String
+    ) throws(DiskError) -> (storage: any Storage, path: String) {
+        throw DiskError(
+            .refused, "\(what) '\(name.printable(limit: 200))' is another file, which cannot be found from here",
+            image: imagePath)
+    }
+
+    func createCompanion(
+        _ name: String, of imagePath: String
+    ) throws(DiskError) -> (storage: any Storage, path: String) {
+        throw DiskError(.refused, "'\(name.printable(limit: 200))' cannot be created here", image: imagePath)
+    }
+}
+
 /// Opens images and follows their links downwards.
 struct ChainOpener {
     let options: DiskOptions

@@ -1,6 +1,7 @@
 import ArgumentParser
 import CommandSupport
 import DiskStorage
+import Glibc
 import VirtualDisk
 
 /// `vdimg convert`: copies a disk to another format, variant or size.
@@ -9,8 +10,8 @@ struct ConvertCommand: ParsableCommand {
         commandName: "convert", abstract: "Copy a disk to another format, variant or size.",
         discussion: """
             The new image holds what the whole chain of SOURCE shows. With --parent it holds what SOURCE alone holds, \
-            over that parent, which must show what SOURCE's own parent shows. On file systems with reflinks (XFS, btrfs) \
-            data is shared, not copied. Runs of zeros take no space.
+            over that parent, which must show what SOURCE's own parent shows. On file systems with reflinks (XFS, \
+            btrfs) data is shared, not copied. Runs of zeros take no space.
 
             EXAMPLES
               vdimg convert disk.vmdk disk.vhdx
@@ -35,6 +36,7 @@ struct ConvertCommand: ParsableCommand {
         name: .customLong("option"),
         help: ArgumentHelp("What the new image's format alone knows (repeatable).", valueName: "NAME=VALUE"))
     var options: [String] = []
+    @Flag(help: "Copy every image of the chain, over each other, into the folder TARGET.") var keepChain = false
     @Flag(name: .shortAndLong, help: "Compress the blocks of a QCOW2.") var compress = false
     @Flag(help: "Read the new image back and compare.") var verify = false
     @Flag(help: "TARGET is there: a device, or an image, whose content is replaced.") var overwrite = false
@@ -42,12 +44,88 @@ struct ConvertCommand: ParsableCommand {
     @Argument(help: "The image to copy; - is standard input.", completion: .file()) var from: String
     @Argument(help: "The new image; - is standard output.", completion: .file()) var to: String
 
-    func run() throws {
-        let conversion = try makeConversion()
-        try progress.run { (control) throws(DiskError) in try conversion.run(control) }
+    func validate() throws {
+        if keepChain, targetFormat == nil { throw ValidationError("--keep-chain needs the new --to format") }
+        if keepChain, parent != nil || size != nil || compress || overwrite || from == "-" || to == "-" {
+            throw ValidationError("--keep-chain copies images as they are, into a folder")
+        }
+        if to == "-" {
+            if targetFormat == nil { throw ValidationError("standard output needs the new --to format") }
+            if parent != nil || overwrite || verify {
+                throw ValidationError("what goes to standard output has no parent and is not read back")
+            }
+        }
     }
 
-    private func makeConversion() throws -> ImageConversion {
+    func run() throws {
+        let options = try keyValues(options)
+        try progress.run { (control) throws(DiskError) in
+            if keepChain { return try convertChain(options, control) }
+            if to == "-" { return try writeToOutput(control) }
+            let conversion = makeConversion(options)
+            if from == "-" {
+                try conversion.run(reading: STDIN_FILENO, spoolFolder: folder(of: to), control)
+            } else {
+                try conversion.run(control)
+            }
+        }
+    }
+
+    private func convertChain(_ options: [String: String], _ control: OperationControl) throws(DiskError) {
+        var conversion = ChainConversion(
+            from: from, options: source.diskOptions(), to: to, format: targetFormat ?? "")
+        conversion.variant = variant
+        conversion.blockSize = blockSize?.bytes
+        conversion.formatOptions = options
+        conversion.sharesBlocks = !noReflink
+        conversion.verifies = verify
+        let paths = try conversion.run(control)
+        if !progress.quiet { for path in paths { writeError("vdimg: made \(path)") } }
+    }
+
+    /// Front to back, for a pipe.
+    private func writeToOutput(_ control: OperationControl) throws(DiskError) {
+        guard isatty(STDOUT_FILENO) == 0 else {
+            throw DiskError(.invalidArgument, "an image is not written to a terminal: send it to a file or a program")
+        }
+        let options = source.diskOptions()
+        let disk: Disk
+        if from == "-" {
+            disk = try Disk.open(
+                try InputSpool.read(STDIN_FILENO, name: "standard input", folder: temporaryFolder, control),
+                options: options)
+        } else {
+            disk = try Disk.open(from, options: options)
+        }
+        let name = from == "-" ? "disk" : from
+        try disk.writeStream(format: targetFormat ?? "", name: name, control: control) { (bytes) throws(DiskError) in
+            try writeAll(bytes, to: STDOUT_FILENO)
+        }
+        try disk.close()
+    }
+
+    private func writeAll(_ bytes: IOBytes, to descriptor: Int32) throws(DiskError) {
+        var done = 0
+        while done < bytes.count {
+            let result = unsafe write(descriptor, bytes.pointer + done, bytes.count - done)
+            if result > 0 {
+                done += result
+            } else if errno != EINTR {
+                throw .system(errno, "write to standard output")
+            }
+        }
+    }
+
+    private var temporaryFolder: String {
+        unsafe getenv("TMPDIR").map { unsafe String(cString: $0) } ?? "/var/tmp"
+    }
+
+    private func folder(of path: String) -> String {
+        guard let slash = path.lastIndex(of: "/") else { return "." }
+        return slash == path.startIndex ? "/" : String(path[..<slash])
+    }
+
+    private func makeConversion(_ options: [String: String]) -> ImageConversion {
         var target = NewImage(path: to)
         target.size = size?.bytes
         target.format = targetFormat
@@ -57,8 +135,9 @@ struct ConvertCommand: ParsableCommand {
         target.parentFormat = parentFormat
         target.allowedFolders = source.allowedFolders
         target.parentOptions = source.formatOptions.values
-        target.options = try keyValues(options)
-        var conversion = ImageConversion(from: from, options: source.diskOptions(), to: target)
+        target.options = options
+        var conversion = ImageConversion(
+            from: from == "-" ? "standard input" : from, options: source.diskOptions(), to: target)
         conversion.compresses = compress
         conversion.verifies = verify
         conversion.overwritesTarget = overwrite

@@ -5,8 +5,8 @@ internal import DiskStorage
 /// table, refcount blocks as their clusters are full, the L1 table and the refcount table at the end, and the header
 /// last of all.
 ///
-/// Compressed clusters follow each other without gaps, as QEMU packs them: a cluster of the file holds parts of several,
-/// and its refcount is how many (QEMU, docs/interop/qcow2, "Compressed Clusters Descriptor").
+/// Compressed clusters follow each other without gaps, as QEMU packs them: a cluster of the file holds parts of
+/// several, and its refcount is how many (QEMU, docs/interop/qcow2, "Compressed Clusters Descriptor").
 final class QCOW2CompressedWriter: ImageStreamWriter {
     private let file: any Storage
     private var header: QCOW2Header

@@ -34,14 +34,27 @@ public struct ImageConversion: Sendable {
         self.target = target
     }
 
-    /// Does it. When it returns everything is on stable storage. If it fails or is cancelled, the new files are removed;
-    /// an overwritten target has lost what it had.
+    /// The same for an image that comes through a pipe: ``source`` is only its name. It is read to its end into a file
+    /// without a name in `folder` first, since hardly any format can be read from front to back.
+    public func run(
+        reading descriptor: Int32, spoolFolder folder: String, _ control: OperationControl = OperationControl()
+    ) throws(DiskError) {
+        let spool = try InputSpool.read(descriptor, name: source, folder: folder, control)
+        var options = sourceOptions
+        options.isWritable = false
+        let disk = try Disk.open(spool, options: options)
+        _ = try run(disk, control)
+        try disk.close()
+    }
+
+    /// Does it. When it returns everything is on stable storage. If it fails or is cancelled, the new files are
+    /// removed; an overwritten target has lost what it had.
     public func run(_ control: OperationControl = OperationControl()) throws(DiskError) {
         var options = sourceOptions
         options.isWritable = false
         let disk = try Disk.open(source, options: options)
         do throws(DiskError) {
-            try run(disk, control)
+            _ = try run(disk, control)
         } catch {
             try? disk.close()  // it was read alone
             throw error
@@ -49,11 +62,15 @@ public struct ImageConversion: Sendable {
         try disk.close()
     }
 
-    /// The same for a disk that is open.
-    func run(_ disk: Disk, _ control: OperationControl) throws(DiskError) {
+    /// The same for a disk that is open; answers what can remove the new files.
+    func run(_ disk: Disk, _ control: OperationControl) throws(DiskError) -> FileFinder {
         var target = target
         target.size = try size(of: disk)
-        if overwritesTarget { return try overwrite(disk, control) }
+        guard !overwritesTarget else {
+            try fill(target, from: disk, isEmpty: false, control)
+            try verify(disk, target, control)
+            return FileFinder()
+        }
         let driver = try target.driver(parentFormat: disk.chain.layers[0].backend.format)
         target.format = driver.name
         let compressing = driver as? any CompressingDriver
@@ -61,10 +78,9 @@ public struct ImageConversion: Sendable {
             guard let compressing else {
                 throw DiskError(.unsupported, "\(driver.name) has no compressed blocks", image: target.path)
             }
-            try runCompressed(disk, target, compressing, control)
-        } else {
-            try runPlain(disk, target, control)
+            return try runCompressed(disk, target, compressing, control)
         }
+        return try runPlain(disk, target, control)
     }
 
     /// The size of the new disk.
@@ -84,31 +100,30 @@ public struct ImageConversion: Sendable {
 
     private func runCompressed(
         _ disk: Disk, _ target: NewImage, _ driver: any CompressingDriver, _ control: OperationControl
-    ) throws(DiskError) {
+    ) throws(DiskError) -> FileFinder {
         guard target.parent == nil else {
             throw DiskError(.unsupported, "an image of compressed blocks cannot be made over a parent")
         }
-        try target.create { (_, request, finder) throws(DiskError) in
+        return try target.create { (_, request, finder) throws(DiskError) in
             let writer = try driver.makeCompressedImage(request, companions: finder)
             try StreamCopier(disk, writer, control).run()
             try verify(disk, target, control)
+            return finder
         }
     }
 
-    private func runPlain(_ disk: Disk, _ target: NewImage, _ control: OperationControl) throws(DiskError) {
+    private func runPlain(
+        _ disk: Disk, _ target: NewImage, _ control: OperationControl
+    ) throws(DiskError) -> FileFinder {
         let created = try target.createFiles()
         do throws(DiskError) {
             try fill(target, from: disk, isEmpty: target.parent == nil, control)
             try verify(disk, target, control)
+            return created
         } catch {
             created.removeCreated()
             throw error.about(target.path)
         }
-    }
-
-    private func overwrite(_ disk: Disk, _ control: OperationControl) throws(DiskError) {
-        try fill(target, from: disk, isEmpty: false, control)
-        try verify(disk, target, control)
     }
 
     private func fill(
