@@ -7,6 +7,7 @@ public final class FileStorage: Storage {
     public let name: String
     /// Device and inode number: what "the same file" means.
     public let identity: FileIdentity
+    public var fileIdentity: FileIdentity? { identity }
     let descriptor: Int32
     /// Whether ``lockImage()`` was called and ``unlockImage()`` not yet.
     let holdsImageLock = Locked(false)

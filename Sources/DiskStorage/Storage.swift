@@ -47,6 +47,8 @@ public protocol Storage: AnyObject, Sendable {
     var traits: StorageTraits { get }
     /// The name for messages.
     var name: String { get }
+    /// What tells its file from all others; nil where there is none. Storages with the same one hold the same bytes.
+    var fileIdentity: FileIdentity? { get }
 
     /// The length in bytes.
     func length() throws(DiskError) -> UInt64
@@ -72,6 +74,7 @@ public protocol Storage: AnyObject, Sendable {
 }
 
 extension Storage {
+    public var fileIdentity: FileIdentity? { nil }
     public func allocate(_ length: UInt64) throws(DiskError) { try setLength(length) }
     public func startWriteback() {}
 

@@ -45,6 +45,18 @@ public struct NewImage: Sendable {
     func create<Result>(
         _ body: (any ImageDriver, CreateRequest, FileFinder) throws(DiskError) -> Result
     ) throws(DiskError) -> Result {
+        let (driver, request) = try plan()
+        let finder = FileFinder(allowedFolders: allowedFolders)
+        do throws(DiskError) {
+            return try body(driver, request, finder)
+        } catch {
+            finder.removeCreated()
+            throw error.about(path)
+        }
+    }
+
+    /// What makes it, and of what.
+    func plan() throws(DiskError) -> (driver: any ImageDriver, request: CreateRequest) {
         var size = size
         var description: CreateRequest.ParentDescription?
         if let parent {
@@ -57,13 +69,7 @@ public struct NewImage: Sendable {
             path: path, virtualSize: size, variant: variant, blockSize: blockSize, parent: description,
             comment: comment,
             uuid: uuid, options: options)
-        let finder = FileFinder(allowedFolders: allowedFolders)
-        do throws(DiskError) {
-            return try body(try driver(parentFormat: description?.format), request, finder)
-        } catch {
-            finder.removeCreated()
-            throw error.about(path)
-        }
+        return (try driver(parentFormat: description?.format), request)
     }
 
     /// Opens the parent with all its parents: a child of a broken chain would be no use.

@@ -6,15 +6,34 @@ import VirtualDisk
 struct MapCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "map", abstract: "Show where the bytes of a disk lie.",
-        discussion: "Layer 0 is the image that is named, 1 its parent, and so on.")
+        discussion: """
+            Layer 0 is the image that is named, 1 its parent, and so on. --svg draws them all: a row for each image, \
+            with the partitions above.
+
+            EXAMPLES
+              vdimg map --svg chain.svg child.vmdk
+              vdimg map --json child.vmdk
+            """)
 
     @OptionGroup var image: ImageOptions
     @Flag(help: "Write JSON: a list of extents.") var json = false
+    @Option(
+        help: ArgumentHelp(
+            "Write a picture (SVG) to FILE, which must not exist; - is standard output.", valueName: "FILE"),
+        completion: .file(extensions: ["svg"]))
+    var svg: String?
+    @Flag(help: "Replace FILE if it exists.") var force = false
     @Argument(help: "The image.", completion: .file()) var path: String
+
+    func validate() throws {
+        if json, svg != nil { throw ValidationError("--json and --svg are two different answers") }
+        if force, svg == nil { throw ValidationError("--force belongs to --svg") }
+    }
 
     func run() throws {
         try reportingErrors { () throws(DiskError) in
             let disk = try Disk.open(path, options: image.diskOptions())
+            if let svg { return try draw(disk, to: svg) }
             if json { return try showJSON(disk) }
             print(row("offset", "length", "layer", "where"))
             try disk.forEachExtent(offset: 0, length: disk.size) { extent in
@@ -28,6 +47,12 @@ struct MapCommand: ParsableCommand {
                 return true
             }
         }
+    }
+
+    private func draw(_ disk: Disk, to file: String) throws(DiskError) {
+        let text = try ChainPicture(disk).svg
+        if file == "-" { return print(text, terminator: "") }
+        try writeNewFile(file, Array(text.utf8), replacing: force)
     }
 
     private func row(_ offset: String, _ length: String, _ layer: String, _ place: String) -> String {

@@ -22,17 +22,18 @@ struct VDImg: ParsableCommand {
               vdimg create --parent base.vmdk child.vmdk
               vdimg info --chain child.vmdk
               vdimg check --repair disk.vmdk
-              vdimg map --json child.vmdk
+              vdimg map --svg chain.svg child.vmdk
+              vdimg compare disk.vmdk disk.qcow2
+              vdimg measure --format qcow2 disk.vmdk
 
             EXIT STATUS
               0 well; 1 the operation failed; 2 check found what needs repair; 3 check found loss that
-              cannot be repaired; 64 wrong usage.
+              cannot be repaired; 64 wrong usage. Of compare: 0 the same; 1 they differ; 2 it failed.
             """,
         version: programVersion,
         subcommands: [
             InfoCommand.self, CreateCommand.self, ConvertCommand.self, MapCommand.self, CheckCommand.self,
-            FormatsCommand.self,
-            CacheCommand.self,
+            CompareCommand.self, MeasureCommand.self, FormatsCommand.self, CacheCommand.self,
         ])
 }
 

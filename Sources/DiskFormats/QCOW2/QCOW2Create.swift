@@ -88,6 +88,16 @@ struct QCOW2Creator {
         rest += name
     }
 
+    /// What decides how the image grows.
+    var growthHeader: QCOW2Header { header }
+    /// Whether clusters are made as they are written.
+    var isGrowing: Bool { variant == .dynamic && !header.hasDataFile }
+    /// The clusters of the refcount table, of refcount blocks and of all that is there from the beginning.
+    func initialClusters() throws(DiskError) -> (table: UInt64, blocks: UInt64, all: UInt64) {
+        let layout = try layout()
+        return (layout.tableClusters, layout.blockCount, layout.count)
+    }
+
     // MARK: - Layout
 
     /// Where everything goes, in clusters.

@@ -64,6 +64,9 @@ struct QEDCreator {
         return size
     }
 
+    /// Bytes of a cluster, and of a table.
+    var layout: (clusterSize: UInt64, tableBytes: UInt64) { (header.clusterSize, header.tableBytes) }
+
     /// Makes the file: header, name, and an L1 table that is a hole. Flushed when it returns.
     func create(_ companions: any CompanionOpener) throws(DiskError) {
         let name = String(request.path.split(separator: "/").last ?? "")

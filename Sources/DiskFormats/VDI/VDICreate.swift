@@ -57,6 +57,8 @@ private struct VDICreateOptions {
 extension VDIDriver {
     /// The most blocks that a new image may have: QEMU reads no more.
     private static let blockLimit: UInt64 = 0x1fff_ff80
+    /// Bytes of a block where nobody asks for another.
+    static let usualBlockSize: UInt64 = 1 << 20
     /// Bytes of a new image's block.
     private static let blockSizes: ClosedRange<UInt64> = 4096...256 << 20
 
@@ -95,7 +97,7 @@ extension VDIDriver {
         guard size % 512 == 0 else {
             throw DiskError(.invalidArgument, "the size must be a multiple of 512 bytes, not \(size)")
         }
-        let blockSize = request.blockSize ?? 1 << 20
+        let blockSize = request.blockSize ?? usualBlockSize
         guard blockSize.isPowerOfTwo, blockSizes.contains(blockSize) else {
             throw DiskError(
                 .invalidArgument, "a VDI's blocks have 4K to 256M, a power of two, not \(blockSize) bytes")

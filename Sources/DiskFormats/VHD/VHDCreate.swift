@@ -12,7 +12,7 @@ struct VHDCreator {
     /// Bytes of a disk at most, by the specification: 2040 GiB.
     static let sizeLimit: UInt64 = 2040 << 30
     /// Bytes of a block: what the specification calls the default.
-    private static let usualBlockSize: UInt64 = 2 << 20
+    static let usualBlockSize: UInt64 = 2 << 20
     private static let blockSizes: ClosedRange<UInt64> = 4 << 10...256 << 20
     /// Entries of a new table at most: 64 MiB of them are written.
     private static let entryLimit: UInt64 = 1 << 24

@@ -10,8 +10,7 @@ struct VHDXCreator {
     private let fileName: String
 
     /// Bytes of a block: what Hyper-V takes.
-    private static let usualBlockSize: UInt64 = 32 << 20
-    private static let usualChildBlockSize: UInt64 = 2 << 20
+    static func usualBlockSize(hasParent: Bool) -> UInt64 { hasParent ? 2 << 20 : 32 << 20 }
     private static let logLength: UInt32 = 1 << 20
     /// A child's sector bitmaps go through the log too: more of it takes more of them at once.
     private static let childLogLength: UInt32 = 4 << 20
@@ -44,8 +43,7 @@ struct VHDXCreator {
                 "a disk of \(size) bytes cannot be: it must be a multiple of \(options.logicalSectorSize), "
                     + "up to 64 TiB", image: request.path)
         }
-        let usual = request.parent == nil ? Self.usualBlockSize : Self.usualChildBlockSize
-        let blockSize = request.blockSize ?? usual
+        let blockSize = request.blockSize ?? Self.usualBlockSize(hasParent: request.parent != nil)
         guard blockSize.isPowerOfTwo, VHDXMetadata.blockSizes.contains(blockSize) else {
             throw DiskError(
                 .invalidArgument, "a VHDX's blocks have 1M to 256M, a power of two, not \(blockSize) bytes",
