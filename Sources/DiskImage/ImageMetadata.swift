@@ -97,4 +97,19 @@ public protocol EditableBackend: ImageBackend {
     /// end up outside are given up; the caller has made sure that nothing of worth is in them.
     /// ``DiskError/Kind/unsupported`` where this image cannot have that size.
     func resize(to size: UInt64) throws(DiskError)
+
+    /// ``resize(to:)`` for a disk that gets larger over a parent's disk of `parentEnd` bytes, which is larger than it
+    /// was: the new bytes hide the parent's, and read as zeros. Where the disk ends inside a block, this image holds
+    /// that block, or its parent has zeros behind the disk's end up to the end of the block.
+    ///
+    /// Answers whether they do at every moment from when the disk is larger. False: they are the parent's still, and
+    /// the caller makes them zeros when it has opened the image again.
+    func grow(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) -> Bool
+}
+
+extension EditableBackend {
+    public func grow(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) -> Bool {
+        try resize(to: size)
+        return false
+    }
 }

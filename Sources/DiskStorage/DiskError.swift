@@ -4,7 +4,7 @@ internal import CLinux
 ///
 /// Three classes stay apart: a bad image (``Kind/invalidImage``, ``Kind/unsupported``, ``Kind/brokenLink``), a bad
 /// environment (``Kind/system``, ``Kind/notFound``, ``Kind/locked``, ``Kind/refused``) and a call that cannot be
-/// (``Kind/invalidArgument``, ``Kind/readOnly``). Beside them stands ``Kind/cancelled``. A bug of ours is none of them:
+/// (``Kind/invalidArgument``, ``Kind/readOnly``, ``Kind/losesData``). Beside them stands ``Kind/cancelled``. A bug of ours is none of them:
 /// it is a precondition.
 public struct DiskError: Error, Sendable {
     /// What sort of thing went wrong; callers decide by it, people read ``description``.
@@ -31,6 +31,8 @@ public struct DiskError: Error, Sendable {
         case invalidArgument
         /// The operating system refused; ``DiskError/errno`` says how.
         case system
+        /// What was asked for would lose data of the disk, which the caller has not allowed.
+        case losesData
         /// The operation was asked to stop, and did.
         case cancelled
     }

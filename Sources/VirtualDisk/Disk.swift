@@ -135,7 +135,10 @@ public final class Disk: Sendable {
 
     /// Flushes and closes all images: unclean marks are cleared, locks given back. No other call may follow or be under
     /// way. A second call does nothing.
-    public func close() throws(DiskError) {
+    public func close() throws(DiskError) { try close(movingBlocks: true) }
+
+    /// The same; without `movingBlocks` holes in the top image's file stay, for who has changed the image itself.
+    func close(movingBlocks: Bool) throws(DiskError) {
         guard
             isClosed.withLock({ closed in
                 defer { closed = true }
@@ -148,7 +151,7 @@ public final class Disk: Sendable {
         relocation.withLock { $0.isClosing = true }
         while relocation.withLock({ $0.isBusy }) { usleep(1000) }
         earlyWriteback?.wait()
-        do throws(DiskError) { try finishRelocating() } catch { failure = error }
+        do throws(DiskError) { if movingBlocks { try finishRelocating() } } catch { failure = error }
         for layer in chain.layers {
             do throws(DiskError) { try layer.backend.close() } catch { failure = failure ?? error.about(layer.path) }
         }

@@ -8,6 +8,7 @@ struct QCOW2Driver: ImageDriver {
     let fileExtensions = ["qcow2", "qcow2c"]
     let capabilities: FormatCapabilities = [
         .read, .write, .createFixed, .createDynamic, .differencing, .discard, .check, .compressed, .snapshots,
+        .resize,
     ]
     var variants: [FormatVariant] { QCOW2Variant.allCases.map { FormatVariant($0.rawValue, $0.summary) } }
 

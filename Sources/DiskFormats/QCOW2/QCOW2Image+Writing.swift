@@ -11,9 +11,10 @@ extension QCOW2Image {
         field.bigEndian(kept.rawValue, at: 0)
         try storages[0].storage.write(field.bytes, at: QCOW2Header.autoclearOffset, for: .header)
         try storages[0].storage.flush()
+        header.autoclear = kept
     }
 
-    private var openAllocator: QCOW2Allocator {
+    var openAllocator: QCOW2Allocator {
         guard let allocator else { preconditionFailure("an image that was opened to be read is written") }
         return allocator
     }
@@ -21,7 +22,7 @@ extension QCOW2Image {
     // MARK: - Entries
 
     /// The L2 entry of a guest cluster as it is now, and whether its table is used by nothing else.
-    private func entry(of cluster: UInt64) throws(DiskError) -> (pair: QCOW2ExtendedEntry, isExclusive: Bool) {
+    func entry(of cluster: UInt64) throws(DiskError) -> (pair: QCOW2ExtendedEntry, isExclusive: Bool) {
         let index = cluster >> (map.clusterBits - map.entryShift)
         let l1Entry = try table.bigEndian64(at: map.l1Offset + index * 8)
         let l2Offset = l1Entry & QCOW2Entry.offsetMask
@@ -34,13 +35,13 @@ extension QCOW2Image {
         l2Offset + (cluster & (map.l2EntryCount - 1)) << map.entryShift
     }
 
-    private func pair(at place: UInt64) throws(DiskError) -> QCOW2ExtendedEntry {
+    func pair(at place: UInt64) throws(DiskError) -> QCOW2ExtendedEntry {
         if map.hasSubclusters { return try map.extendedEntry(at: place) }
         return QCOW2ExtendedEntry(entry: try table.bigEndian64(at: place), bitmap: .none)
     }
 
     /// Stores an entry; if no page is free for it, after a flush.
-    private func store(_ pair: QCOW2ExtendedEntry, at place: UInt64) throws(DiskError) {
+    func store(_ pair: QCOW2ExtendedEntry, at place: UInt64) throws(DiskError) {
         guard map.hasSubclusters else {
             return try openAllocator.store(pair.entry.byteSwapped, at: place, .entry)
         }
@@ -50,7 +51,7 @@ extension QCOW2Image {
     }
 
     /// Where the entry of a guest cluster lies, in a table that may be written.
-    private func writablePlace(of cluster: UInt64) throws(DiskError) -> UInt64 {
+    func writablePlace(of cluster: UInt64) throws(DiskError) -> UInt64 {
         let index = cluster >> (map.clusterBits - map.entryShift)
         let l1Entry = try table.bigEndian64(at: map.l1Offset + index * 8)
         var l2Offset = l1Entry & QCOW2Entry.offsetMask
@@ -196,7 +197,7 @@ extension QCOW2Image {
     }
 
     /// Gives up what an entry that was just replaced pointed to.
-    private func giveUp(_ entry: UInt64, except host: UInt64) {
+    func giveUp(_ entry: UInt64, except host: UInt64) {
         guard !header.hasDataFile else { return }
         if entry & QCOW2Entry.compressed != 0 {
             for cluster in QCOW2CompressedCluster(entry, clusterBits: map.clusterBits).hostClusters(map.clusterBits) {
@@ -294,5 +295,7 @@ extension QCOW2Image {
 
     func flush() throws(DiskError) { try allocator?.flush() }
 
-    func close() throws(DiskError) { try allocator?.flushAll() }
+    func close() throws(DiskError) {
+        if !isResized { try allocator?.flushAll() }
+    }
 }

@@ -6,10 +6,11 @@ internal import DiskStorage
 @safe
 final class QCOW2Image: ImageBackend, @unchecked Sendable {
     let format = "qcow2"
-    let header: QCOW2Header
-    let extensions: QCOW2HeaderExtensions
+    /// As it was when the image was opened, but for what names the backing file, the L1 table and the disk's size.
+    var header: QCOW2Header
+    var extensions: QCOW2HeaderExtensions
     /// The backing file's name as the image has it.
-    let backingName: String?
+    var backingName: String?
     /// The internal snapshot that is shown; nil: the present state.
     let snapshot: QCOW2Snapshot?
     let virtualSize: UInt64
@@ -20,12 +21,14 @@ final class QCOW2Image: ImageBackend, @unchecked Sendable {
     let files: [String]
     let tables: TableSet
     let table: Table
-    let map: QCOW2Map
+    var map: QCOW2Map
     let end: FileEndCell
     /// Takes clusters; nil if the image is only read.
     let allocator: QCOW2Allocator?
     /// Held while an L2 table is made.
     let addingTable = Locked(false)
+    /// Whether the disk has got another size, so that nothing but closing the image is left to do.
+    var isResized = false
     private let decompressed: DecompressedBlocks
     private let cache: TableCache
 

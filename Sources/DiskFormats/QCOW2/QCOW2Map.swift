@@ -8,8 +8,8 @@ struct QCOW2Map {
     /// The file with the tables.
     let table: Table
     /// Where the L1 table lies, in bytes, and how many entries it has.
-    let l1Offset: UInt64
-    let l1Size: UInt64
+    var l1Offset: UInt64
+    var l1Size: UInt64
     /// log2 of a cluster's bytes.
     let clusterBits: UInt64
     /// log2 of the bytes of an L2 entry: 3, or 4 with subclusters.

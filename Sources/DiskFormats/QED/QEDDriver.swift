@@ -6,7 +6,9 @@ struct QEDDriver: ImageDriver {
     let name = "qed"
     let title = "QEMU enhanced disk"
     let fileExtensions = ["qed"]
-    let capabilities: FormatCapabilities = [.read, .write, .createDynamic, .differencing, .discard, .check]
+    let capabilities: FormatCapabilities = [
+        .read, .write, .createDynamic, .differencing, .discard, .check, .resize,
+    ]
     let variants = [FormatVariant("dynamic", "grows with what is written; option table-size=CLUSTERS")]
 
     func probe(_ file: ProbedFile) -> ProbeResult { QEDHeader.hasMagic(file.head) ? .certain : .no }

@@ -66,6 +66,26 @@ final class QEDFile: Sendable {
         try handle.storage.flush()
     }
 
+    /// Writes a changed header, durably. It lies in one sector, with a backing file's name that has room there: after a
+    /// power cut all of it is new, or nothing. What ``markNeedCheck()`` and its opposite see to stays.
+    func writeHeader(_ header: QEDHeader, name: [UInt8] = []) throws(DiskError) {
+        try state.withLock { (state) throws(DiskError) in
+            var header = header
+            header.features.remove(.needCheck)
+            header.features.formUnion(state.features.intersection(.needCheck))
+            var sector = FieldWriter(
+                try handle.storage.bytes(at: 0, count: Self.sectorSize, for: .header, "the header"))
+            sector.bytes(header.encode(), at: 0)
+            if !name.isEmpty { sector.bytes(name, at: Int(header.backingFilenameOffset)) }
+            try handle.storage.write(sector.bytes, at: 0, for: .header)
+            try handle.storage.flush()
+            state.features = header.features
+        }
+    }
+
+    /// What is written as a whole.
+    static let sectorSize = 512
+
     /// Clears all autoclear bits, durably: none is defined, so none is known.
     func clearAutoclearFeatures() throws(DiskError) {
         try handle.storage.write(

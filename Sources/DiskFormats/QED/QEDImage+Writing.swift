@@ -2,7 +2,7 @@ internal import DiskImage
 internal import DiskStorage
 
 extension QEDImage {
-    private var writableFile: QEDFile {
+    var writableFile: QEDFile {
         guard let file else { preconditionFailure("a change of an image that was opened read-only") }
         return file
     }
@@ -39,7 +39,7 @@ extension QEDImage {
     }
 
     /// Sets the entry of the cluster at `position` of the disk, making its L2 table first if there is none.
-    private func setEntry(_ entry: UInt64, at position: UInt64) throws(DiskError) {
+    func setEntry(_ entry: UInt64, at position: UInt64) throws(DiskError) {
         var l2 = try tables.table.entry64(at: tables.l1Place(position))
         if l2 == 0 { l2 = try addTable(at: tables.l1Place(position)) }
         guard tables.isTable(l2) else {
@@ -64,7 +64,7 @@ extension QEDImage {
     }
 
     /// Stores an entry; if no page is free for it, after a flush.
-    private func store(_ entry: UInt64, at offset: UInt64, _ order: WriteOrder) throws(DiskError) {
+    func store(_ entry: UInt64, at offset: UInt64, _ order: WriteOrder) throws(DiskError) {
         while try !tables.table.store64(entry, at: offset, order) { try flush() }
     }
 
@@ -109,7 +109,7 @@ extension QEDImage {
     /// checked then.
     func close() throws(DiskError) {
         guard let file else { return }
-        try flush()
+        if !isResized { try flush() }
         try file.clearNeedCheck()
     }
 }

@@ -5,7 +5,8 @@ internal import DiskStorage
 @safe
 final class QEDImage: ImageBackend, @unchecked Sendable {  // what changes is behind locks and the cell
     let format = "qed"
-    let header: QEDHeader
+    /// As it is in the file; see ``QEDFile/writeHeader(_:name:)``.
+    var header: QEDHeader
     let virtualSize: UInt64
     let blockSize: UInt64
     let sectorSize: UInt32 = 512
@@ -17,13 +18,15 @@ final class QEDImage: ImageBackend, @unchecked Sendable {  // what changes is be
     /// What writes need; nil in an image that was opened read-only.
     let file: QEDFile?
     /// The name of the backing file as the header has it.
-    let backingFilename: String?
+    var backingFilename: String?
     /// What is wrong with the whole, in an image that was opened for information.
     private let damage: String?
     /// Held while an L2 table is made.
     let addingTable = Locked(false)
-    private let end: FileEndCell
+    let end: FileEndCell
     private let fileLength: UInt64
+    /// Whether the disk has got another size, so that nothing but closing the image is left to do.
+    var isResized = false
 
     init(_ request: OpenRequest) throws(DiskError) {
         let storage = request.storage

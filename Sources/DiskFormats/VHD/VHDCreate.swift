@@ -17,8 +17,6 @@ struct VHDCreator {
     /// Entries of a new table at most: 64 MiB of them are written.
     private static let entryLimit: UInt64 = 1 << 24
     private static let tableOffset: UInt64 = 1536
-    /// Code units of a path that a locator keeps.
-    private static let pathLimit = 4096
 
     init(_ request: CreateRequest) throws(DiskError) {
         self.request = request
@@ -105,22 +103,8 @@ struct VHDCreator {
         var end = Self.tableOffset + tableSize
         var paths: [(offset: UInt64, bytes: [UInt8])] = []
         if let parent = request.parent {
-            header.parentUUID = parent.identity.uuid ?? .null
-            if let time = parent.modified { header.parentTimestamp = VHDTimestamp(nanosecondsSince1970: time) }
-            header.parentName = String(parent.path.split(separator: "/").last ?? "")
-            for (platform, path, isRelative) in [
-                (VHDParentLocator.Platform.windowsRelative, parent.relativePath, true),
-                (.windowsAbsolute, parent.absolutePath, false),
-            ] where isRelative != path.hasPrefix("/") {
-                let bytes = VHDParentLocator.windowsPath(path, isRelative: isRelative)
-                guard bytes.count / 2 <= Self.pathLimit else {
-                    throw DiskError(.invalidArgument, "the parent's path is too long for a VHD", image: request.path)
-                }
-                let locator = VHDParentLocator(platform, path: bytes, at: end)
-                header.locators.append(locator)
-                paths.append((end, bytes))
-                end += UInt64(locator.dataSpace)
-            }
+            paths = try header.setParent(parent, pathsAt: end)
+            if let last = header.locators.last { end = last.dataOffset + UInt64(last.dataSpace) }
         }
         try storage.write(header.encode(), at: UInt64(VHDFooter.byteCount), for: .header)
         let ones = [UInt8](repeating: 0xff, count: Int(min(tableSize, 1 << 20)))
@@ -128,11 +112,44 @@ struct VHDCreator {
             let count = Int(min(UInt64(ones.count), tableSize - start))
             try storage.write(Array(ones.prefix(count)), at: Self.tableOffset + start, for: .table)
         }
-        for path in paths {
-            let padding = [UInt8](repeating: 0, count: (512 - path.bytes.count % 512) % 512)
-            try storage.write(path.bytes + padding, at: path.offset, for: .header)
-        }
+        for path in paths { try storage.write(path.bytes, at: path.offset, for: .header) }
         try storage.write(footer, at: 0, for: .header)
         try storage.write(footer, at: end, for: .footer)
+    }
+}
+
+extension VHDDynamicHeader {
+    /// Code units of a path that a locator keeps.
+    private static let pathLimit = 4096
+
+    /// Names another parent; answers the paths to which the locators lead, in whole sectors from `start` on.
+    mutating func setParent(
+        _ parent: CreateRequest.ParentDescription, pathsAt start: UInt64
+    ) throws(DiskError) -> [(offset: UInt64, bytes: [UInt8])] {
+        parentUUID = parent.identity.uuid ?? .null
+        parentTimestamp = parent.modified.map { VHDTimestamp(nanosecondsSince1970: $0) } ?? VHDTimestamp(seconds: 0)
+        parentName = String(parent.path.split(separator: "/").last ?? "")
+        locators = []
+        var end = start
+        var paths: [(offset: UInt64, bytes: [UInt8])] = []
+        for (platform, path, isRelative) in [
+            (VHDParentLocator.Platform.windowsRelative, parent.relativePath, true),
+            (.windowsAbsolute, parent.absolutePath, false),
+        ] where isRelative != path.hasPrefix("/") {
+            let bytes = VHDParentLocator.windowsPath(path, isRelative: isRelative)
+            guard bytes.count / 2 <= Self.pathLimit else {
+                throw DiskError(.invalidArgument, "the parent's path is too long for a VHD")
+            }
+            let locator = VHDParentLocator(platform, path: bytes, at: end)
+            locators.append(locator)
+            paths.append((end, bytes + [UInt8](repeating: 0, count: (512 - bytes.count % 512) % 512)))
+            end += UInt64(locator.dataSpace)
+        }
+        return paths
+    }
+
+    /// Names no parent.
+    mutating func removeParent() {
+        (parentUUID, parentTimestamp, parentName, locators) = (.null, VHDTimestamp(seconds: 0), "", [])
     }
 }

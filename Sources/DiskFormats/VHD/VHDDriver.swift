@@ -7,7 +7,7 @@ struct VHDDriver: ImageDriver {
     let title = "Microsoft virtual hard disk"
     let fileExtensions = ["vhd", "avhd"]
     let capabilities: FormatCapabilities = [
-        .read, .write, .createFixed, .createDynamic, .differencing, .discard, .check,
+        .read, .write, .createFixed, .createDynamic, .differencing, .discard, .check, .resize,
     ]
     let variants = [
         FormatVariant("dynamic", "a file that grows; with a parent, a differencing image"),
@@ -31,7 +31,7 @@ struct VHDDriver: ImageDriver {
     func open(_ request: OpenRequest) throws(DiskError) -> any ImageBackend {
         let structure = try VHDStructure(
             request.storage, rule: VHDSizeRule.asked(request), describesDamage: request.mode == .information)
-        if structure.footer.type == .fixed { return VHDFixedImage(structure, request) }
+        if structure.footer.type == .fixed { return try VHDFixedImage(structure, request) }
         return try VHDImage(structure, request)
     }
 

@@ -90,9 +90,12 @@ struct VHDDynamicHeader: Sendable, Equatable {
         self.blockSize = blockSize
     }
 
-    /// The 1024 bytes. At most 255 code units of the parent's name are kept.
-    func encode() -> [UInt8] {
-        var fields = FieldWriter(count: Self.byteCount)
+    /// The 1024 bytes; what is reserved is taken from `bytes`, if they are given. At most 255 code units of the parent's
+    /// name are kept.
+    func encode(over bytes: [UInt8]? = nil) -> [UInt8] {
+        var fields = bytes.map { FieldWriter($0) } ?? FieldWriter(count: Self.byteCount)
+        let variable = Self.nameOffset..<Self.locatorsOffset + Self.locatorCount * VHDParentLocator.byteCount
+        fields.bytes([UInt8](repeating: 0, count: variable.count), at: variable.lowerBound)
         fields.bytes(Self.cookie.withUTF8Buffer { unsafe Array($0) }, at: 0)
         fields.bigEndian(VHDFooter.noOffset, at: 8)
         fields.bigEndian(tableOffset, at: 16)

@@ -11,7 +11,6 @@ final class VHDFile: Sendable {
     let handle: StorageHandle
     /// Where the next block may begin.
     let end: FileEndCell
-    private let footer: [UInt8]
     private let blockSize: UInt64
     private let bitmapSize: UInt64
     private let space: Locked<Space>
@@ -19,6 +18,8 @@ final class VHDFile: Sendable {
     let blocks: ReusableBlocks
 
     private struct Space {
+        /// The footer's bytes.
+        var footer: [UInt8]
         /// Where the last footer of the file lies: blocks lie before it.
         var footerOffset: UInt64
         /// Blocks that the disk has and the image not, at most.
@@ -45,13 +46,12 @@ final class VHDFile: Sendable {
     ) {
         self.handle = handle
         self.end = end
-        footer = structure.footerBytes
         blockSize = structure.blockSize
         bitmapSize = structure.bitmapSize
         blocks = ReusableBlocks(blockSize: Self.slotSize(structure))
         space = Locked(
             Space(
-                footerOffset: footerOffset,
+                footer: structure.footerBytes, footerOffset: footerOffset,
                 missingBlocks: structure.blockCount - min(structure.blockCount, allocatedBlocks),
                 isFooterAhead: isFooterAhead))
     }
@@ -69,10 +69,11 @@ final class VHDFile: Sendable {
     /// Writes a footer where it is missing or damaged, before the first change.
     func begin(restoring damages: [VHDDamage]) throws(DiskError) {
         try space.withLock { (space) throws(DiskError) in
+            guard !space.hasBegun else { return }
             for damage in damages {
                 switch damage.part {
-                case .endFooter: try handle.storage.write(footer, at: space.footerOffset, for: .footer)
-                case .footerCopy: try handle.storage.write(footer, at: 0, for: .header)
+                case .endFooter: try handle.storage.write(space.footer, at: space.footerOffset, for: .footer)
+                case .footerCopy: try handle.storage.write(space.footer, at: 0, for: .header)
                 case .dynamicHeader: continue
                 }
             }
@@ -114,11 +115,12 @@ final class VHDFile: Sendable {
         let storage = handle.storage
         let length = try storage.length()
         // A former attempt that failed half-way may have left a footer that is further on.
-        let leftover = length > space.footerOffset + UInt64(footer.count) ? length - UInt64(footer.count) : nil
+        let leftover =
+            length > space.footerOffset + UInt64(space.footer.count) ? length - UInt64(space.footer.count) : nil
         var target = offset
         if let leftover, leftover % 512 == 0, leftover > offset { target = leftover }
         do throws(DiskError) {
-            try storage.write(footer, at: target, for: .footer)
+            try storage.write(space.footer, at: target, for: .footer)
             try storage.flush()
         } catch {
             if let now = try? storage.length(), now > length { try? storage.setLength(length) }
@@ -126,7 +128,7 @@ final class VHDFile: Sendable {
         }
         // Only now nobody needs the old one: what blocks are put over reads as zeros.
         for old in [space.footerOffset, leftover ?? target] where old < target {
-            let zeros = [UInt8](repeating: 0, count: Int(min(UInt64(footer.count), target - old)))
+            let zeros = [UInt8](repeating: 0, count: Int(min(UInt64(space.footer.count), target - old)))
             try storage.write(zeros, at: old, for: .footer)
         }
         handle.noteWrite()
@@ -143,9 +145,9 @@ final class VHDFile: Sendable {
                 return
             }
             if place < space.footerOffset {
-                guard place + UInt64(footer.count) <= space.footerOffset else { return }
+                guard place + UInt64(space.footer.count) <= space.footerOffset else { return }
                 do throws(DiskError) {
-                    try handle.storage.write(footer, at: place, for: .footer)
+                    try handle.storage.write(space.footer, at: place, for: .footer)
                 } catch {
                     // On a full file system the file stays as long as it is, with the footer that it has.
                     if [28, 122].contains(error.errno) { return }  // ENOSPC, EDQUOT
@@ -154,11 +156,54 @@ final class VHDFile: Sendable {
                 try handle.storage.flush()
                 space.footerOffset = place
             }
-            try handle.storage.setLength(space.footerOffset + UInt64(footer.count))
+            try handle.storage.setLength(space.footerOffset + UInt64(space.footer.count))
             try handle.storage.flush()
             space.isFooterAhead = false
         }
     }
+
+    // MARK: - Other headers
+
+    /// Puts the footer at `usedEnd`, where the file then ends; answers where that is. Everything else is durable.
+    func settle(usedEnd: UInt64) throws(DiskError) -> UInt64 {
+        try close(usedEnd: usedEnd)
+        return try space.withLock { (space) throws(DiskError) in
+            guard let place = space.footerOffset.alignedUp(to: 512), !isDevice else {
+                throw DiskError(.unsupported, "it lies on a device, where its headers are not changed")
+            }
+            let storage = handle.storage
+            let end = place + UInt64(space.footer.count)
+            let present = try storage.availableBytes(at: place, count: space.footer.count, for: .footer)
+            let length = try storage.length()
+            if present != space.footer || length != end {
+                try storage.write(space.footer, at: place, for: .footer)
+                try storage.flush()
+                try storage.setLength(end)
+                try storage.flush()
+            }
+            space.footerOffset = place
+            space.isFooterAhead = false
+            return place
+        }
+    }
+
+    /// Writes another footer, durably: first the one at the file's end, which counts where both are whole. `place` is
+    /// where that lies.
+    func write(_ footer: [UInt8], at place: UInt64) throws(DiskError) {
+        try space.withLock { (space) throws(DiskError) in
+            try handle.storage.write(footer, at: place, for: .footer)
+            try handle.storage.flush()
+            (space.footer, space.footerOffset) = (footer, place)
+            try handle.storage.write(footer, at: 0, for: .header)
+            try handle.storage.flush()
+        }
+    }
+
+    /// The file is in use up to `usedEnd` now.
+    func setEnd(_ usedEnd: UInt64) { end.value = usedEnd }
+
+    /// Something that is no block was given up.
+    func noteGivenUp() { space.withLock { $0.hasGivenUp = true } }
 
     /// Whether blocks were given up, so that the last one of the file may be another than the last one taken.
     var hasGivenUp: Bool { space.withLock { $0.hasGivenUp } }

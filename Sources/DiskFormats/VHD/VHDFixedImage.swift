@@ -2,7 +2,8 @@ internal import DiskImage
 internal import DiskStorage
 
 /// An open fixed VHD: the disk's bytes, and the footer behind them.
-final class VHDFixedImage: ImageBackend {
+@safe
+final class VHDFixedImage: ImageBackend, @unchecked Sendable {  // see the structure
     let format = "vhd"
     let virtualSize: UInt64
     let blockSize: UInt64 = 0
@@ -10,14 +11,23 @@ final class VHDFixedImage: ImageBackend {
     let isWritable: Bool
     let storages: [StorageHandle]
     let files: [String]
-    private let structure: VHDStructure
+    /// What the footer says; it changes only while nobody uses the image.
+    private(set) var structure: VHDStructure
+    /// By what rule the disk's size was asked to be found.
+    let askedRule: VHDSizeRule?
 
-    init(_ structure: VHDStructure, _ request: OpenRequest) {
+    init(_ structure: VHDStructure, _ request: OpenRequest) throws(DiskError) {
         self.structure = structure
+        askedRule = try VHDSizeRule.asked(request)
         virtualSize = structure.virtualSize
         isWritable = request.isWritable
         storages = [StorageHandle(request.storage)]
         files = [request.path]
+    }
+
+    /// Takes over what the footer in the file says now.
+    func adoptFile() throws(DiskError) {
+        structure = try VHDStructure(storages[0].storage, rule: askedRule, describesDamage: false)
     }
 
     func map(offset: UInt64, length: UInt64, into batch: inout ExtentBatch) throws(DiskError) {

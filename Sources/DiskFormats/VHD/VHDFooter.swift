@@ -127,9 +127,9 @@ struct VHDFooter: Sendable, Equatable {
         if type != .fixed { dataOffset = UInt64(Self.byteCount) }
     }
 
-    /// The 512 bytes.
-    func encode() -> [UInt8] {
-        var fields = FieldWriter(count: Self.byteCount)
+    /// The 512 bytes; what is reserved is taken from `bytes`, if they are given.
+    func encode(over bytes: [UInt8]? = nil) -> [UInt8] {
+        var fields = bytes.map { FieldWriter($0) } ?? FieldWriter(count: Self.byteCount)
         fields.bytes(Self.cookie.withUTF8Buffer { unsafe Array($0) }, at: 0)
         fields.bigEndian(features, at: 8)
         fields.bigEndian(UInt32(0x0001_0000), at: 12)

@@ -5,12 +5,12 @@ extension VHDImage {
     /// Footers that are damaged or missing are written again, from the one that is whole.
     func beginWriting() throws(DiskError) { try writer.begin(restoring: structure.damages) }
 
-    private var writer: VHDFile {
+    var writer: VHDFile {
         guard let file else { preconditionFailure("an image that is open for reading is written to") }
         return file
     }
 
-    private func entry(of block: UInt64) throws(DiskError) -> UInt32 {
+    func entry(of block: UInt64) throws(DiskError) -> UInt32 {
         try table.entry32(at: tableOffset + block * 4).byteSwapped
     }
 
@@ -97,7 +97,7 @@ extension VHDImage {
     }
 
     /// Sets bits of a block that is there already; their data is written, and durable before them.
-    private func setBits(_ sectors: Range<UInt64>, _ block: UInt64, _ start: UInt64) throws(DiskError) {
+    func setBits(_ sectors: Range<UInt64>, _ block: UInt64, _ start: UInt64) throws(DiskError) {
         for number in sectors.lowerBound / 32..<sectors.upperBound.dividedRoundingUp(by: 32) {
             let old = try bitmap.word(number, start)
             let new = old | SectorBitmap.mask(sectors, number)
@@ -162,7 +162,7 @@ extension VHDImage {
     }
 
     func close() throws(DiskError) {
-        guard let file else { return }
+        guard let file, !isResized else { return }
         try flush()
         let storage = storages[0].storage
         let usedEnd = file.hasGivenUp ? try VHDTableScan(structure, storage, limit: end.value).end : end.value

@@ -15,8 +15,9 @@ final class VHDImage: ImageBackend, @unchecked Sendable {  // what changes is in
     let isWritable: Bool
     let storages: [StorageHandle]
     let files: [String]
-    let structure: VHDStructure
-    let isDifferencing: Bool
+    /// What the headers say; like all that follows from it, it changes only while nobody uses the image.
+    private(set) var structure: VHDStructure
+    private(set) var isDifferencing: Bool
     let tables: TableSet
     let table: Table
     let bitmap: SectorBitmap
@@ -27,7 +28,7 @@ final class VHDImage: ImageBackend, @unchecked Sendable {  // what changes is in
     let sectorsPerBlock: UInt64
     /// log2 of a block's bytes.
     let shift: UInt64
-    let places: VHDBlockPlaces
+    private(set) var places: VHDBlockPlaces
     /// Where blocks end: those of an image that is being written to, as far as space for them was taken.
     let end: FileEndCell
     let fileEnd: FileEnd
@@ -38,11 +39,16 @@ final class VHDImage: ImageBackend, @unchecked Sendable {  // what changes is in
     let file: VHDFile?
     /// Whether blocks of a differencing image are never given up: XenServer's batmap says of them, by number, that they
     /// are held as a whole.
-    let keepsBlocks: Bool
+    private(set) var keepsBlocks: Bool
+    /// By what rule the disk's size was asked to be found.
+    let askedRule: VHDSizeRule?
+    /// Whether the disk has got another size, so that nothing but closing the image is left to do.
+    var isResized = false
 
     init(_ structure: VHDStructure, _ request: OpenRequest) throws(DiskError) {
         guard let header = structure.header else { preconditionFailure("a fixed image has no table") }
         self.structure = structure
+        askedRule = try VHDSizeRule.asked(request)
         virtualSize = structure.virtualSize
         blockSize = header.blockSize
         bitmapSize = structure.bitmapSize
@@ -109,6 +115,16 @@ final class VHDImage: ImageBackend, @unchecked Sendable {  // what changes is in
             used = min(data.upperBound, footer)
         }
         return used..<max(used, footer)
+    }
+
+    /// Takes over what the headers in the file say now.
+    func adoptFile() throws(DiskError) {
+        let storage = storages[0].storage
+        structure = try VHDStructure(storage, rule: askedRule, describesDamage: false)
+        isDifferencing = structure.isDifferencing
+        places = VHDBlockPlaces(structure)
+        let batmap = isDifferencing ? try VHDBatmap(structure, storage) : nil
+        keepsBlocks = batmap != nil
     }
 
     func readEncoded(_ extent: Extent, into buffer: IOBuffer) throws(DiskError) {

@@ -99,7 +99,7 @@ struct VHDXCreator {
     }
 
     /// How the child names its parent: by its DataWriteGuid, and where it is.
-    private static func locator(
+    static func locator(
         _ parent: CreateRequest.ParentDescription, _ path: String
     ) throws(DiskError) -> VHDXParentLocator {
         let linkage = VHDXStructure.linkage(of: parent.identity) ?? .null

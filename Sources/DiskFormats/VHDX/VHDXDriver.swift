@@ -7,7 +7,7 @@ struct VHDXDriver: ImageDriver {
     let title = "Microsoft virtual hard disk, version 2"
     let fileExtensions = ["vhdx", "avhdx"]
     let capabilities: FormatCapabilities = [
-        .read, .write, .createFixed, .createDynamic, .differencing, .discard, .check,
+        .read, .write, .createFixed, .createDynamic, .differencing, .discard, .check, .resize,
     ]
     let variants = [
         FormatVariant("dynamic", "a file that grows; with a parent, a differencing image"),

@@ -10,6 +10,8 @@ final class VHDXFile: Sendable {
         var length: UInt64
         /// What lies behind the blocks up to here may be anything.
         var unknownEnd: UInt64
+        /// Whether the file stays as long as it is: there is room for all blocks.
+        var keepsLength: Bool
     }
 
     private struct Session {
@@ -27,17 +29,19 @@ final class VHDXFile: Sendable {
     /// Places of payload blocks that nothing points to.
     let blocks: ReusableBlocks
     private let session: Locked<Session>
+    /// Whether the DataWriteGuid, which children compare, stays as it is.
+    private let keepsIdentity: Bool
 
     /// Further on an entry cannot lead.
     private static let endLimit: UInt64 = 1 << 56
 
     private var isDevice: Bool { handle.storage.traits.hasFixedLength }
-    /// Whether the file stays as long as it is: there is room for all blocks.
-    private var keepsLength: Bool { isDevice || structure.metadata.leavesBlocksAllocated }
 
     init(
-        _ handle: StorageHandle, _ structure: VHDXStructure, _ scan: VHDXTableScan, end: FileEndCell
+        _ handle: StorageHandle, _ structure: VHDXStructure, _ scan: VHDXTableScan, end: FileEndCell,
+        keepsIdentity: Bool
     ) {
+        self.keepsIdentity = keepsIdentity
         self.handle = handle
         self.structure = structure
         self.end = end
@@ -49,7 +53,9 @@ final class VHDXFile: Sendable {
             blocks.add(FreeBlocks.Run(offset: gap.lowerBound, count: count, isZero: false))
         }
         space = Locked(
-            Space(hasGivenUp: !blocks.isEmpty, length: structure.fileLength, unknownEnd: structure.fileLength))
+            Space(
+                hasGivenUp: !blocks.isEmpty, length: structure.fileLength, unknownEnd: structure.fileLength,
+                keepsLength: handle.storage.traits.hasFixedLength || structure.metadata.leavesBlocksAllocated))
         session = Locked(Session(headers: structure.headers))
     }
 
@@ -73,8 +79,9 @@ final class VHDXFile: Sendable {
     /// Before the first change: what lies behind the blocks goes, the log gets its first entry, and the headers new
     /// GUIDs.
     func begin() throws(DiskError) {
+        if session.withLock({ $0.hasBegun }) { return }
         let length = try space.withLock { (space) throws(DiskError) in
-            if !keepsLength, space.length > end.value {
+            if !space.keepsLength, space.length > end.value {
                 try handle.storage.setLength(end.value)
                 space.length = end.value
                 space.unknownEnd = end.value
@@ -86,7 +93,7 @@ final class VHDXFile: Sendable {
             let guid = try log.begin(fileLength: length)
             try session.headers.update(in: handle.storage) { header in
                 header.fileWriteGUID = .random()
-                header.dataWriteGUID = .random()
+                if !keepsIdentity { header.dataWriteGUID = .random() }
                 header.logGUID = guid
             }
             session.hasBegun = true
@@ -100,10 +107,24 @@ final class VHDXFile: Sendable {
             try session.headers.update(in: handle.storage) { $0.logGUID = .null }
         }
         try space.withLock { (space) throws(DiskError) in
-            guard !keepsLength, usedEnd < space.length, session.withLock({ $0.hasBegun }) else { return }
+            guard !space.keepsLength, usedEnd < space.length, session.withLock({ $0.hasBegun }) else { return }
             try handle.storage.setLength(usedEnd)
             try handle.storage.flush()
             space.length = usedEnd
+        }
+    }
+
+    func setDataWriteGUID(_ guid: DiskUUID) throws(DiskError) {
+        try session.withLock { (session) throws(DiskError) in
+            try session.headers.update(in: handle.storage) { $0.dataWriteGUID = guid }
+        }
+    }
+
+    /// Lets the file of a fixed image, too, become shorter when it is closed.
+    func allowShortening() {
+        space.withLock { space in
+            space.hasGivenUp = true
+            space.keepsLength = isDevice
         }
     }
 
@@ -128,6 +149,17 @@ final class VHDXFile: Sendable {
     func takeBitmapBlock() throws(DiskError) -> UInt64 {
         try space.withLock { (space) throws(DiskError) in
             try extend(&space, by: VHDXBlockAllocationTable.bitmapBlockSize)
+        }
+    }
+
+    /// Space for a region, which reads as zeros.
+    func takeRegion(_ length: UInt64) throws(DiskError) -> UInt64 {
+        try space.withLock { (space) throws(DiskError) in
+            guard let start = end.value.alignedUp(to: UInt64(VHDXRegion.alignment)) else {
+                throw full("the file is longer than its table's entries reach")
+            }
+            let place = try extend(&space, by: start - end.value + length)
+            return place + (start - place)
         }
     }
 
@@ -160,6 +192,9 @@ final class VHDXFile: Sendable {
         blocks.giveUp(offset)
         space.withLock { $0.hasGivenUp = true }
     }
+
+    /// Something that is no payload block was given up.
+    func noteGivenUp() { space.withLock { $0.hasGivenUp = true } }
 
     /// Whether the last block of the file may be another than the last one taken.
     var hasGivenUp: Bool { space.withLock { $0.hasGivenUp } }

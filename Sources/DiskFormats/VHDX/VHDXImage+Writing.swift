@@ -2,9 +2,9 @@ internal import DiskImage
 internal import DiskStorage
 
 extension VHDXImage {
-    private typealias State = VHDXEntry.PayloadState
+    typealias State = VHDXEntry.PayloadState
 
-    private var writer: VHDXFile {
+    var writer: VHDXFile {
         guard let file else { preconditionFailure("an image that is open for reading is written to") }
         return file
     }
@@ -13,12 +13,12 @@ extension VHDXImage {
 
     func beginWriting() throws(DiskError) { try writer.begin() }
 
-    private func entry(of block: UInt64) throws(DiskError) -> VHDXEntry {
+    func entry(of block: UInt64) throws(DiskError) -> VHDXEntry {
         VHDXEntry(rawValue: try table.entry64(at: entries.place(ofBlock: block)))
     }
 
     /// Stores an entry; if no page is free for it, after a flush.
-    private func store(_ entry: VHDXEntry, at place: UInt64) throws(DiskError) {
+    func store(_ entry: VHDXEntry, at place: UInt64) throws(DiskError) {
         while try !table.store64(entry.rawValue, at: place, .directory) { try flush() }
     }
 
@@ -88,7 +88,7 @@ extension VHDXImage {
     }
 
     /// Sets the bits of sectors of a block; those of the others are cleared in one that is new here.
-    private func setBits(_ sectors: Range<UInt64>, _ block: UInt64, isNew: Bool) throws(DiskError) {
+    func setBits(_ sectors: Range<UInt64>, _ block: UInt64, isNew: Bool) throws(DiskError) {
         let start = try bitmapStart(block)
         let words = blockSize >> entries.sectorShift / 32
         let range =

@@ -11,13 +11,14 @@ final class VHDXImage: ImageBackend, @unchecked Sendable {  // what changes is i
     let isWritable: Bool
     let storages: [StorageHandle]
     let files: [String]
-    let structure: VHDXStructure
-    let isDifferencing: Bool
-    let tables: TableSet
-    let table: Table
-    let entries: VHDXBlockAllocationTable
-    let bitmap: SectorBitmap
-    let places: VHDXBlockPlaces
+    /// What headers and metadata say; like all that follows from it, it changes only while nobody uses the image.
+    private(set) var structure: VHDXStructure
+    private(set) var isDifferencing: Bool
+    private(set) var tables: TableSet
+    private(set) var table: Table
+    private(set) var entries: VHDXBlockAllocationTable
+    private(set) var bitmap: SectorBitmap
+    private(set) var places: VHDXBlockPlaces
     /// Where blocks end: those of an image that is being written to, as far as space for them was taken.
     let end: FileEndCell
     let fileEnd: FileEnd
@@ -25,6 +26,7 @@ final class VHDXImage: ImageBackend, @unchecked Sendable {  // what changes is i
     let file: VHDXFile?
     /// Held while a block of the sector bitmap is made.
     let addingBitmap = Locked(false)
+    private let cache: TableCache
 
     init(_ request: OpenRequest) throws(DiskError) {
         structure = try VHDXStructure(request.storage, forgivesLog: request.mode == .information)
@@ -34,6 +36,7 @@ final class VHDXImage: ImageBackend, @unchecked Sendable {  // what changes is i
         isDifferencing = structure.isDifferencing
         isWritable = request.isWritable
         files = [request.path]
+        cache = request.cache
         entries = structure.table
         // A file that is cut short is found when it is opened, not where somebody reads what is missing.
         let scan =
@@ -48,7 +51,7 @@ final class VHDXImage: ImageBackend, @unchecked Sendable {  // what changes is i
         places = VHDXBlockPlaces(structure, end: structure.fileLength)
         if let scan, request.isWritable {
             end = FileEndCell(scan.end)
-            let file = VHDXFile(handle, structure, scan, end: end)
+            let file = VHDXFile(handle, structure, scan, end: end, keepsIdentity: request.keepsIdentity)
             tables = TableSet(cache: request.cache, journal: file.log)
             self.file = file
         } else {
@@ -57,6 +60,20 @@ final class VHDXImage: ImageBackend, @unchecked Sendable {  // what changes is i
             file = nil
         }
         fileEnd = end.reader
+        table = tables.table(in: storage)
+        bitmap = SectorBitmap(table: table, order: .leastSignificantFirst, sectorShift: entries.sectorShift)
+    }
+
+    /// Takes over what the file says now, in which everything is durable.
+    func adoptFile() throws(DiskError) {
+        guard let file else { return }
+        let storage = storages[0].storage
+        structure = try VHDXStructure(storage, forgivesLog: true)
+        isDifferencing = structure.isDifferencing
+        entries = structure.table
+        places = VHDXBlockPlaces(structure, end: end.value)
+        // Another set: what the cache knows of the file may be old.
+        tables = TableSet(cache: cache, journal: file.log)
         table = tables.table(in: storage)
         bitmap = SectorBitmap(table: table, order: .leastSignificantFirst, sectorShift: entries.sectorShift)
     }

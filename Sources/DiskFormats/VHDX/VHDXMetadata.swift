@@ -64,7 +64,8 @@ struct VHDXMetadata: Sendable {
     static let sectorSizes: [UInt32] = [512, 4096]
     /// Bytes of a disk at most.
     static let sizeLimit: UInt64 = 64 << 40
-    private static let entriesOffset = 32
+    static let entriesOffset = 32
+    static let entryCountOffset = 10
     /// Bytes of an item at most.
     private static let itemLimit: UInt32 = 1 << 20
     private static let signature: StaticString = "metadata"
@@ -157,7 +158,7 @@ struct VHDXMetadata: Sendable {
         try check()
     }
 
-    private static func entries(
+    static func entries(
         _ storage: any Storage, _ range: Range<UInt64>
     ) throws(DiskError) -> [VHDXMetadataEntry] {
         let fields = FieldReader(
@@ -165,7 +166,7 @@ struct VHDXMetadata: Sendable {
         guard fields.matches(signature, at: 0) else {
             throw DiskError(.invalidImage, "the metadata table has a wrong signature", offset: range.lowerBound)
         }
-        let count: UInt16 = try fields.littleEndian(at: 10)
+        let count: UInt16 = try fields.littleEndian(at: entryCountOffset)
         guard count <= entryLimit else {
             throw DiskError(.invalidImage, "the metadata table is said to have \(count) entries; \(entryLimit) can be")
         }
@@ -233,7 +234,7 @@ struct VHDXMetadata: Sendable {
         for item in items { end += item.bytes.count }
         var fields = FieldWriter(count: end)
         fields.bytes(Self.signature.bytes, at: 0)
-        fields.littleEndian(UInt16(items.count), at: 10)
+        fields.littleEndian(UInt16(items.count), at: Self.entryCountOffset)
         var offset = Self.tableSize
         for (index, item) in items.enumerated() {
             let entry = VHDXMetadataEntry(

@@ -67,6 +67,11 @@ struct VHDXParentLocator: Sendable {
 
     subscript(key: String) -> String? { values.first { $0.key == key }?.value }
 
+    /// The same with another value for a key.
+    func setting(_ key: String, _ value: String) -> VHDXParentLocator {
+        VHDXParentLocator(values.filter { $0.key != key } + [(key, value)])
+    }
+
     /// The DataWriteGuids by which the parent may be known; none that is null.
     var linkages: [DiskUUID] {
         [Key.linkage, Key.linkage2].compactMap { self[$0].flatMap { DiskUUID($0) } }.filter { !$0.isNull }
