@@ -28,6 +28,27 @@ public struct RangeTransfer: Sendable {
         alignment = max(block, 512)
         (self.source, self.target) = descriptors
         isOnServer = Self.networkFileSystems.contains(types.0)
+        guard isOnServer || Self.canClone(from: source, to: descriptors.1, alignment) else { return nil }
+    }
+
+    /// Tries it on a file without a name beside the target: whether it can be done is known before a place is taken.
+    private static func canClone(from source: any Storage, to target: Int32, _ block: UInt64) -> Bool {
+        guard let data = try? source.nextData(from: 0), let length = try? source.length() else { return false }
+        let start = data.lowerBound & ~(block - 1)
+        guard start + block <= length, let folder = folder(of: target),
+            let file = try? FileStorage(temporaryIn: folder)
+        else { return false }
+        return clinux_clone_range(source.traits.descriptor, start, file.descriptor, 0, block) == 0
+    }
+
+    /// Where the file of a descriptor lies.
+    private static func folder(of descriptor: Int32) -> String? {
+        var path = [UInt8](repeating: 0, count: Int(PATH_MAX))
+        let count = unsafe path.withUnsafeMutableBytes { memory in
+            unsafe readlink("/proc/self/fd/\(descriptor)", memory.baseAddress, memory.count)
+        }
+        guard count > 0, let slash = path.prefix(count).lastIndex(of: UInt8(ascii: "/")) else { return nil }
+        return String(decoding: path[..<max(1, slash)], as: UTF8.self)
     }
 
     /// Makes `length` bytes of the target the same as those of the source. Answers false, with nothing done that

@@ -178,8 +178,9 @@ final class DiskCopier: Sendable {
             let length = min(piece.length, extent.length)
             return try transfer(piece.offset, from: file, at: place, to: handle, at: extent.fileOffset, length)
         }
+        // (All files of an image lie on one file system.)
         guard target.blockSize > 0, extent.kind == .absent || extent.kind == .zero,
-            transfers.mayTransfer(from: file)
+            transfers.transfer(from: file, to: target.chain.top.storage(0)) != nil, transfers.mayTransfer(from: file)
         else { return 0 }
         return try shareAllocating(piece, in: file, at: place)
     }
@@ -197,7 +198,6 @@ final class DiskCopier: Sendable {
             backend.abandon(reservation)
             return 0
         }
-        var count: UInt64 = 0
         do throws(DiskError) {
             let handle = task.target.chain.top.storage(reservation.storage)
             let start = reservation.fileOffset + (piece.offset - blocks.lowerBound)
@@ -206,19 +206,18 @@ final class DiskCopier: Sendable {
                 try handle.discard(reservation.fileOffset..<start, for: .copyUp)
                 try handle.discard(start + length..<end, for: .copyUp)
             }
-            count = try transfer(piece.offset, from: file, at: place, to: handle, at: start, length)
+            if try transfer(piece.offset, from: file, at: place, to: handle, at: start, length) == 0 {
+                // A place that was taken is used: one that is given back at the end stays a hole in the file.
+                transfers.noteFailure(from: file)
+                try copyDirectly(from: file, at: place, to: handle, at: start, length)
+            }
         } catch {
             backend.abandon(reservation)
             throw error
         }
-        if count == 0 {
-            transfers.noteFailure(from: file)
-            backend.abandon(reservation)
-        } else {
-            defer { task.target.chain.holes.noteAllocation() }
-            try backend.commit(reservation)
-        }
-        return count
+        defer { task.target.chain.holes.noteAllocation() }
+        try backend.commit(reservation)
+        return length
     }
 
     /// Transfers `length` bytes from one place to another; what lies before the first and behind the last border of a
@@ -242,20 +241,24 @@ final class DiskCopier: Sendable {
             throw error.about(handle.storage.name)
         }
         handle.noteWrite()
-        try copyEdge(from: file, at: place, to: handle, at: start, head)
+        try copyDirectly(from: file, at: place, to: handle, at: start, head)
         let tail = head + middle
-        try copyEdge(from: file, at: place + tail, to: handle, at: start + tail, length - tail)
+        try copyDirectly(from: file, at: place + tail, to: handle, at: start + tail, length - tail)
         return length
     }
 
-    private func copyEdge(
+    private func copyDirectly(
         from file: StorageHandle, at place: UInt64, to handle: StorageHandle, at start: UInt64, _ length: UInt64
     ) throws(DiskError) {
         guard length > 0 else { return }
         try buffers.withBuffer { (buffer) throws(DiskError) in
-            let edge = buffer.slice(0, Int(length))
-            try file.read(into: edge, at: place, for: .guestData)
-            try handle.write(edge.readOnly, at: start, for: .guestData)
+            var done: UInt64 = 0
+            while done < length {
+                let piece = buffer.slice(0, Int(min(UInt64(buffer.count), length - done)))
+                try file.read(into: piece, at: place + done, for: .guestData)
+                try handle.write(piece.readOnly, at: start + done, for: .guestData)
+                done += UInt64(piece.count)
+            }
         }
     }
 }

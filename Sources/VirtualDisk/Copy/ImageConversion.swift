@@ -161,6 +161,18 @@ public struct ImageConversion: Sendable {
         for file in unsynced.withLock({ $0 }) { try file.settle() }
     }
 
+    /// Reads the new image back, with its parents, and compares what it shows.
     private func verify(_ disk: Disk, _ target: NewImage, _ control: OperationControl) throws(DiskError) {
+        guard verifies else { return }
+        var options = DiskOptions(format: target.format, allowedFolders: target.allowedFolders)
+        options.formatOptions = target.parentOptions
+        let copy = try Disk.open(target.path, options: options)
+        let comparison = try DiskComparison.run(disk, copy, control: control)
+        try copy.close()
+        if let difference = comparison.firstDifference {
+            throw DiskError(
+                .invalidImage, "what was written reads differently: the disk's byte \(difference) is not the same",
+                image: target.path)
+        }
     }
 }
