@@ -1,3 +1,5 @@
+internal import Glibc
+
 /// Memory that a read fills: a borrowed, bounds-checked range of bytes.
 ///
 /// It owns nothing and is valid for the duration of the call it is passed to, no longer; slicing is checked. This and
@@ -81,6 +83,11 @@ public struct IOBytes: @unchecked Sendable {  // only read through, and only dur
             offset += 1
         }
         return true
+    }
+
+    /// Whether another range has the same bytes.
+    public func isEqual(to other: IOBytes) -> Bool {
+        unsafe count == other.count && memcmp(start, other.start, count) == 0
     }
 
     /// A copy.

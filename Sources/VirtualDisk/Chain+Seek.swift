@@ -99,10 +99,11 @@ extension Chain {
     private static let lastWindow: UInt64 = 1 << 44
 
     /// The first byte at or after `offset` that may hold data (`wantsData`), or that is known to be zero; the disk's
-    /// end counts as a hole. Nil: there is no data from there on. `isUnwritten`: nothing was written since the disk was
-    /// opened.
-    func seek(from offset: UInt64, wantsData: Bool, isUnwritten: Bool) throws(DiskError) -> UInt64? {
+    /// end counts as a hole. Nil: there is no data from there on.
+    func seek(from offset: UInt64, wantsData: Bool) throws(DiskError) -> UInt64? {
         guard offset < size else { return nil }
+        // Nothing was written since the image was opened: its files are what they were.
+        let isUnwritten = !writing.hasBegun
         var search = Search(wantsData: wantsData)
         var position = offset
         let allocations = holes.allocations

@@ -3,9 +3,10 @@ internal import DiskStorage
 
 /// The images of a disk, from the top down, as one translation: which image answers for which byte.
 ///
-/// Does not change; a disk whose layers change gets a new chain.
+/// Does not change; a disk whose layers change gets a new chain. What belongs to the images and not to the disk is
+/// kept here: whether changes were announced to the top one, what is known of holes, which layers can be passed over.
 @safe
-final class Chain: @unchecked Sendable {  // all fields are constant after init
+final class Chain: @unchecked Sendable {  // all fields are constant after init, but for what `users` guards
     /// The images, the top one first.
     let layers: [Layer]
     private let references: UnsafeMutablePointer<LayerReference>
@@ -19,11 +20,24 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
     /// What answers for the layers from ``firstCached`` down, if there is a cache.
     let cache: BlockCache?
     private let firstCached: Int
+    /// The allocation unit of the top image in bytes; 0 if everything is always allocated.
+    let blockSize: UInt64
+    /// Whether the top image has been told that changes are coming, and whether there were any since the last flush.
+    let writing = WritingState()
+    /// The top image, if it is written and its blocks can be moved.
+    let relocating: (any RelocatingBackend)?
+    let earlyWriteback: EarlyWriteback?
+    /// Buffers for what is completed and zeroed.
+    let scratch = ScratchPool()
 
     /// - Parameter cache: Of the layers from `firstCached` down.
-    init(topFirst layers: [Layer], cache: BlockCache? = nil, firstCached: Int = 0) {
+    /// - Parameter isWritable: Whether the top image is written.
+    init(topFirst layers: [Layer], cache: BlockCache? = nil, firstCached: Int = 0, isWritable: Bool = false) {
         precondition(!layers.isEmpty)
         self.layers = layers
+        blockSize = layers[0].backend.blockSize
+        relocating = isWritable ? layers[0].backend as? any RelocatingBackend : nil
+        earlyWriteback = isWritable ? EarlyWriteback() : nil
         self.cache = cache
         self.firstCached = cache == nil ? .max : firstCached
         count = layers.count
@@ -34,6 +48,13 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init
     }
 
     deinit { unsafe references.deallocate() }
+
+    /// Tells the top image, once, that changes are coming; called before every change.
+    @inline(__always)
+    func beginWriting() throws(DiskError) {
+        if writing.isChanged { return }
+        try writing.begin { () throws(DiskError) in try layers[0].backend.beginWriting() }
+    }
 
     /// The top image.
     @inline(__always) var top: LayerReference { unsafe references[0] }

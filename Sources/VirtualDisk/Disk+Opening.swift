@@ -80,6 +80,10 @@ struct ChainOpener {
     let options: DiskOptions
     let cache: TableCache
     let finder: FileFinder
+    /// The images, counted from the one that is named, that are opened for writing although they are not on top.
+    var writableLayers: Set<Int> = []
+    /// Whether writes leave alone what children compare: ``OpenRequest/keepsIdentity``.
+    var keepsIdentity = false
 
     init(options: DiskOptions) {
         self.options = options
@@ -112,7 +116,8 @@ struct ChainOpener {
                 throw DiskError(
                     .brokenLink, "the chain of parents is longer than \(options.depthLimit) images", image: path)
             }
-            let parent = try openParent(link, of: child, mode: mode == .information ? .information : .readOnly)
+            let parentMode: OpenMode = writableLayers.contains(layers.count) ? .readWrite : .readOnly
+            let parent = try openParent(link, of: child, mode: mode == .information ? .information : parentMode)
             if let first = seen[parent.identity] {
                 throw DiskError(
                     .brokenLink, "the chain of parents goes in a circle: \(child.path) leads back to \(first)",
@@ -135,7 +140,7 @@ struct ChainOpener {
     ) throws(DiskError) -> Layer {
         let request = OpenRequest(
             storage: storage, path: path, mode: mode, cache: cache, companions: finder,
-            formatOptions: options.formatOptions, snapshot: snapshot)
+            formatOptions: options.formatOptions, snapshot: snapshot, keepsIdentity: keepsIdentity)
         do throws(DiskError) {
             return Layer(try driver.open(request), path: name)
         } catch {
@@ -164,7 +169,7 @@ struct ChainOpener {
         var failure: DiskError?
         if !link.paths.isEmpty {
             do throws(DiskError) {
-                let file = try finder.openParent(link.paths, of: childPath)
+                let file = try finder.openParent(link.paths, of: childPath, isWritable: mode == .readWrite)
                 let driver = try parentDriver(link, file.storage, file.path, of: childPath)
                 let layer = try openLayer(driver, file.storage, file.path, mode, shownAs: file.path)
                 return (layer, file.identity)
@@ -221,7 +226,7 @@ struct ChainOpener {
             else { continue }
             do throws(DiskError) {
                 try child.backend.checkLink(to: layer.backend)
-                let found = try finder.openParent([path], of: childPath)
+                let found = try finder.openParent([path], of: childPath, isWritable: mode == .readWrite)
                 let opened = try openLayer(driver, found.storage, found.path, mode, shownAs: found.path)
                 guard link.matches(opened.backend.identity) else { continue }
                 return (opened, found.identity)

@@ -6,6 +6,6 @@ extension Disk: SectorSource {
     /// The bytes of a logical sector where the image says that they are not 512; then a loop device must be told.
     public var sectorSize: UInt32? {
         // Most formats do not say what those do that they lie over.
-        chain.layers.first { $0.backend.sectorSize != 512 }?.backend.sectorSize
+        current.chain.layers.first { $0.backend.sectorSize != 512 }?.backend.sectorSize
     }
 }

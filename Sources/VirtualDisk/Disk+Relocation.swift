@@ -12,16 +12,16 @@ extension Disk {
     /// is well where it lies.
     @discardableResult
     func relocate(
-        atMost limit: UInt64 = relocationAtOnce, isClosing: Bool = false
+        in chain: Chain, atMost limit: UInt64 = relocationAtOnce, isClosing: Bool = false
     ) throws(DiskError) -> Bool {
-        guard let backend = relocating, backend.needsRelocation, beginRelocating(isClosing: isClosing) else {
+        guard let backend = chain.relocating, backend.needsRelocation, beginRelocating(isClosing: isClosing) else {
             return false
         }
         defer { endRelocating() }
         do throws(DiskError) {
             var moved: UInt64 = 0
             passing: while moved < limit, mayRelocate(isClosing: isClosing), let block = try backend.nextRelocation() {
-                switch try relocate(block, backend) {
+                switch try relocate(block, backend, chain) {
                 case .moved: moved += block.length
                 case .isElsewhere: continue
                 case .hasNoRoom: break passing
@@ -46,7 +46,7 @@ extension Disk {
     ///
     /// A block in use is left alone, not waited for: it has two places meanwhile, and its user may be waiting for one.
     private func relocate(
-        _ block: Relocation, _ backend: any RelocatingBackend
+        _ block: Relocation, _ backend: any RelocatingBackend, _ chain: Chain
     ) throws(DiskError) -> RelocationResult {
         guard locks.tryLockExclusive(block.offset, block.length) else {
             backend.abandon(block)
@@ -62,7 +62,7 @@ extension Disk {
                 && extent.fileOffset == block.source
             var result = RelocationResult.isElsewhere
             if isThere {
-                result = try copy(block, keepsSpace: !backend.dropsZeroBlocks) ? .moved : .hasNoRoom
+                result = try copy(block, chain, keepsSpace: !backend.dropsZeroBlocks) ? .moved : .hasNoRoom
             }
             if result == .moved { try backend.commit(block) } else { backend.abandon(block) }
             return result
@@ -74,9 +74,9 @@ extension Disk {
 
     /// Copies a block to its new place; answers false if the file system has no room for it. Zeros take no space there
     /// unless the image keeps its space.
-    private func copy(_ block: Relocation, keepsSpace: Bool) throws(DiskError) -> Bool {
+    private func copy(_ block: Relocation, _ chain: Chain, keepsSpace: Bool) throws(DiskError) -> Bool {
         let top = chain.top
-        return try scratch.withBuffer { (buffer) throws(DiskError) in
+        return try chain.scratch.withBuffer { (buffer) throws(DiskError) in
             var done: UInt64 = 0
             while done < block.length {
                 let piece = buffer.slice(0, Int(min(UInt64(min(buffer.count, 64 << 10)), block.length - done)))

@@ -10,53 +10,48 @@ internal import Glibc
 /// All data moves here and nowhere else: formats only say where. Writes go to the top image; a block that it does not
 /// hold yet is completed from below (copy-on-write) at the top image's block size.
 public final class Disk: Sendable {
-    let chain: Chain
+    /// The images as they are now.
+    let current: CurrentChain
     /// The size in bytes.
     public let size: UInt64
     /// Whether writes are possible.
     public let isWritable: Bool
-    /// The allocation unit of the top image in bytes; 0 if everything is always allocated.
-    public let blockSize: UInt64
     let locks: RegionLocks
-    let scratch = ScratchPool()
     let cache: TableCache
-    private let writing: WritingState
-    /// The top image, if its blocks can be moved.
-    let relocating: (any RelocatingBackend)?
     private let relocation = Locked(RelocationState())
     private let lazyFlush: LazyFlush?
-    let earlyWriteback: EarlyWriteback?
     private let isClosed = Locked(false)
-    private let lockedFiles: [FileStorage]
+    let lockedFiles: Locked<[FileStorage]>
 
     init(chain: Chain, cache: TableCache, lockedFiles: [FileStorage], isWritable: Bool, lazyFlushInterval: Int) {
-        self.chain = chain
+        current = CurrentChain(chain)
         self.cache = cache
-        self.lockedFiles = lockedFiles
+        self.lockedFiles = Locked(lockedFiles)
         self.isWritable = isWritable
         size = chain.size
-        blockSize = chain.layers[0].backend.blockSize
-        locks = RegionLocks(blockSize: blockSize)
-        writing = WritingState()
-        relocating = isWritable ? chain.layers[0].backend as? any RelocatingBackend : nil
-        earlyWriteback = isWritable ? EarlyWriteback() : nil
+        // A region is never smaller than a block of whichever image may be written to.
+        locks = RegionLocks(blockSize: chain.layers.map(\.backend.blockSize).max() ?? 0)
         lazyFlush = isWritable && lazyFlushInterval > 0 ? LazyFlush(interval: lazyFlushInterval) : nil
         lazyFlush?.start { [weak self] in self?.flushIfChanged() }
     }
+
+    /// The allocation unit of the top image in bytes; 0 if everything is always allocated.
+    public var blockSize: UInt64 { current.chain.blockSize }
 
     // MARK: - Reading
 
     /// Fills `buffer` from `offset` on. The range must lie inside the disk.
     public func read(into buffer: IOBuffer, at offset: UInt64) throws(DiskError) {
         try checkRange(offset, buffer.count)
-        guard isWritable else { return try chain.read(into: buffer, at: offset) }
         var done = 0
         while done < buffer.count {
             let position = offset + UInt64(done)
             let part = partLength(position, buffer.count - done)
             locks.lockShared(position, UInt64(part))
             defer { locks.unlockShared(position, UInt64(part)) }
-            try chain.read(into: buffer.slice(done, part), at: position)
+            try current.withHeld { (chain) throws(DiskError) in
+                try chain.read(into: buffer.slice(done, part), at: position)
+            }
             done += part
         }
     }
@@ -77,7 +72,7 @@ public final class Disk: Sendable {
     /// part of the range may be written.
     public func write(_ bytes: IOBytes, at offset: UInt64) throws(DiskError) {
         try checkRange(offset, bytes.count)
-        try beginWriting()
+        try checkWritable()
         var done = 0
         while done < bytes.count {
             let part = partLength(offset + UInt64(done), bytes.count - done)
@@ -98,38 +93,65 @@ public final class Disk: Sendable {
     private func overwrite(_ bytes: IOBytes, at offset: UInt64) throws(DiskError) -> Bool {
         locks.lockShared(offset, UInt64(bytes.count))
         defer { locks.unlockShared(offset, UInt64(bytes.count)) }
-        var batch = ExtentBatch()
-        let top = chain.top
-        try top.map(offset, UInt64(bytes.count), into: &batch)
-        guard batch.coveredLength >= UInt64(bytes.count) else { return false }
-        for number in 0..<batch.count where batch[number].kind != .data { return false }
-        var done = 0
-        for number in 0..<batch.count where done < bytes.count {
-            let extent = batch[number]
-            let part = bytes.slice(done, Int(min(extent.length, UInt64(bytes.count - done))))
-            try top.write(extent.storage, part, at: extent.fileOffset, for: .guestData)
-            done += part.count
+        var isDone = false
+        try current.withHeld { (chain) throws(DiskError) in
+            try chain.beginWriting()
+            isDone = try chain.overwrite(bytes, at: offset)
         }
-        if bytes.count >= EarlyWriteback.smallestWrite, let earlyWriteback,
-            earlyWriteback.continues(at: offset, bytes.count)
-        {
-            earlyWriteback.note(bytes.count, in: top.storage(batch[0].storage))
+        return isDone
+    }
+
+    /// Writes a range of which the top image does not hold everything.
+    private func writeAllocating(_ bytes: IOBytes, at offset: UInt64) throws(DiskError) {
+        locks.lockExclusive(offset, UInt64(bytes.count))
+        defer { locks.unlockExclusive(offset, UInt64(bytes.count)) }
+        try current.withHeld { (chain) throws(DiskError) in
+            try chain.beginWriting()
+            try chain.writeLocked(bytes, at: offset)
         }
-        return true
+    }
+
+    /// Makes a range read as zeros and gives its space back as far as the top image can.
+    public func discard(offset: UInt64, length: UInt64) throws(DiskError) {
+        guard offset <= size, length <= size - offset else {
+            throw DiskError(.invalidArgument, "\(length) bytes reach beyond the disk's end at \(size)", offset: offset)
+        }
+        try checkWritable()
+        var position = offset
+        let end = offset + length
+        while position < end {
+            // Up to the end of the region, so that each part is under one lock.
+            let regionEnd = ((position / locks.regionSize) + 1).multipliedReportingOverflow(by: locks.regionSize)
+            let part = min(end, regionEnd.overflow ? end : regionEnd.partialValue) - position
+            try discardRegion(position, part)
+            position += part
+        }
+    }
+
+    /// Discards a range of one region.
+    private func discardRegion(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
+        locks.lockExclusive(offset, length)
+        defer { locks.unlockExclusive(offset, length) }
+        try current.withHeld { (chain) throws(DiskError) in
+            try chain.beginWriting()
+            try chain.discardLocked(offset, length)
+        }
     }
 
     // MARK: - Durability
 
     /// When it returns, everything written before the call is on stable storage, and so is the way to it.
     public func flush() throws(DiskError) {
-        guard isWritable, writing.hasBegun else { return }
-        writing.noteFlush()
-        do throws(DiskError) {
-            try chain.layers[0].backend.flush()
-            try relocate()
-        } catch {
-            writing.noteChange()
-            throw error.about(chain.layers[0].path)
+        guard isWritable else { return }
+        try current.use { (chain) throws(DiskError) in
+            guard chain.writing.hasBegun else { return }
+            try chain.flush()
+            do throws(DiskError) {
+                try relocate(in: chain)
+            } catch {
+                chain.writing.noteChange()
+                throw error
+            }
         }
     }
 
@@ -150,37 +172,36 @@ public final class Disk: Sendable {
         // A flush in the background may be moving blocks; it stops after the one at hand.
         relocation.withLock { $0.isClosing = true }
         while relocation.withLock({ $0.isBusy }) { usleep(1000) }
-        earlyWriteback?.wait()
-        do throws(DiskError) { if movingBlocks { try finishRelocating() } } catch { failure = error }
+        let chain = current.chain
+        chain.earlyWriteback?.wait()
+        do throws(DiskError) { if movingBlocks { try finishRelocating(in: chain) } } catch { failure = error }
         for layer in chain.layers {
             do throws(DiskError) { try layer.backend.close() } catch { failure = failure ?? error.about(layer.path) }
         }
         chain.cache?.close()
-        for file in lockedFiles { file.unlockImage() }
+        lockedFiles.withLock { for file in $0 { file.unlockImage() } }
         if let failure { throw failure }
     }
 
-    /// Tells the top image, once, that changes are coming; called before every change.
     @inline(__always)
-    func beginWriting() throws(DiskError) {
+    private func checkWritable() throws(DiskError) {
         guard isWritable else { throw DiskError(.readOnly, "the disk is mounted read-only") }
-        if writing.isChanged { return }
-        try writing.begin { () throws(DiskError) in try chain.layers[0].backend.beginWriting() }
     }
 
     /// Flushes what was written since the last flush, if anything was: for who calls it every few seconds instead of
     /// ``DiskOptions/lazyFlushInterval``. A failure shows at the next flush that somebody asks for.
     public func flushIfChanged() {
-        guard writing.isChanged || relocating?.needsRelocation == true else { return }
+        let chain = current.chain
+        guard chain.writing.isChanged || chain.relocating?.needsRelocation == true else { return }
         try? flush()  // whoever needs to know asks for a flush; the next one reports the same failure
     }
 
     /// Fills the holes that are left in the top image's file.
-    private func finishRelocating() throws(DiskError) {
-        guard let relocating, relocating.needsRelocation || writing.isChanged else { return }
+    func finishRelocating(in chain: Chain, isClosing: Bool = true) throws(DiskError) {
+        guard let relocating = chain.relocating, relocating.needsRelocation || chain.writing.isChanged else { return }
         // What was discarded last is a hole after a flush.
         do throws(DiskError) { try relocating.flush() } catch { throw error.about(chain.layers[0].path) }
-        while try relocate(atMost: .max, isClosing: true) {}
+        while try relocate(in: chain, atMost: .max, isClosing: isClosing) {}
     }
 
     /// Whether blocks are being moved, which one thread does at a time, and whether the disk is being closed, which
@@ -205,10 +226,7 @@ public final class Disk: Sendable {
     func endRelocating() { relocation.withLock { $0.isBusy = false } }
 
     /// What the block cache has been good for; nil if there is none.
-    public var blockCacheUse: CacheUse? { chain.cache?.use }
-
-    /// Whether nothing was written since the disk was opened: its files are what they were.
-    var isUnwritten: Bool { !writing.hasBegun }
+    public var blockCacheUse: CacheUse? { current.chain.cache?.use }
 
     // MARK: - Ranges
 
@@ -222,38 +240,6 @@ public final class Disk: Sendable {
     /// How much of a request is done at once: what touches no more than two regions.
     @inline(__always)
     func partLength(_ offset: UInt64, _ count: Int) -> Int { min(count, Int(min(locks.regionSize, 1 << 40))) }
-}
-
-/// Whether the top image has been told that changes are coming, and whether there were any since the last flush.
-@safe
-private final class WritingState: @unchecked Sendable {  // two words that are only accessed atomically
-    private let words: UnsafeMutablePointer<UInt32>
-    private let beginning = Locked(false)
-
-    init() {
-        unsafe words = .allocate(capacity: 2)
-        unsafe words.initialize(repeating: 0, count: 2)
-    }
-
-    deinit { unsafe words.deallocate() }
-
-    /// Whether changes were announced.
-    var hasBegun: Bool { unsafe clinux_load32_acquire(words) != 0 }
-    /// Whether there may have been changes since the last flush.
-    @inline(__always) var isChanged: Bool { unsafe clinux_load32_acquire(words + 1) != 0 }
-
-    func noteFlush() { unsafe clinux_store32_release(words + 1, 0) }
-    func noteChange() { unsafe clinux_store32_release(words + 1, 1) }
-
-    func begin(_ body: () throws(DiskError) -> Void) throws(DiskError) {
-        try beginning.withLock { (_) throws(DiskError) in
-            if unsafe clinux_load32_acquire(words) == 0 {
-                try body()
-                unsafe clinux_store32_release(words, 1)
-            }
-            noteChange()
-        }
-    }
 }
 
 /// Calls a closure every few seconds on a queue of low priority.

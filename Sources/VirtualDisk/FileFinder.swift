@@ -42,6 +42,7 @@ struct FileFinder: CompanionOpener {
         /// device.
         fileprivate let obstacle: StaticString?
         let identity: FileIdentity
+        let isRegular: Bool
         deinit { close(descriptor) }
     }
 
@@ -60,6 +61,18 @@ struct FileFinder: CompanionOpener {
 
     /// Whether something is at a path that the user named.
     func exists(_ path: String) throws(DiskError) -> Bool { try resolve(path) != nil }
+
+    /// Which file is at a path, and whether it is one that can be removed with its image: no device. Nil: none is there.
+    func file(at path: String) throws(DiskError) -> (identity: FileIdentity, isRegular: Bool)? {
+        guard let found = try resolve(path) else { return nil }
+        return (found.identity, found.isRegular)
+    }
+
+    /// Which file the paths lead to that an image stores of its parent; nil: to none that may be opened.
+    func parentIdentity(_ names: [String], of imagePath: String) -> FileIdentity? {
+        guard let found = try? find(names, of: imagePath, what: "the parent") else { return nil }
+        return found.identity
+    }
 
     private func open(_ found: borrowing Found, isWritable: Bool, name: String) throws(DiskError) -> any Storage {
         if let obstacle = found.obstacle {
@@ -99,7 +112,8 @@ struct FileFinder: CompanionOpener {
         return Found(
             path: String(decoding: target.prefix(count), as: UTF8.self), descriptor: descriptor,
             obstacle: Self.obstacle(status.st_mode),
-            identity: FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)))
+            identity: FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)),
+            isRegular: status.st_mode & S_IFMT == S_IFREG)
     }
 
     /// A path that cannot be walked is like one that leads nowhere: another candidate may do. What this process lacks
@@ -136,10 +150,10 @@ struct FileFinder: CompanionOpener {
 
     /// Opens a parent by the paths that its child stores.
     func openParent(
-        _ names: [String], of imagePath: String
+        _ names: [String], of imagePath: String, isWritable: Bool = false
     ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
         let found = try find(names, of: imagePath, what: "the parent")
-        return (try open(found, isWritable: false, name: found.path), found.path, found.identity)
+        return (try open(found, isWritable: isWritable, name: found.path), found.path, found.identity)
     }
 
     /// Tries the stored paths as they are, then by their last component beside the image and in the allowed folders.

@@ -35,7 +35,8 @@ public enum ImageCheck {
         guard let backend = try driver.open(request) as? any RelocatingBackend else { return false }
         backend.allowRelocation()
         let disk = Disk(
-            chain: Chain(topFirst: [Layer(backend, path: request.path)]), cache: request.cache, lockedFiles: [],
+            chain: Chain(topFirst: [Layer(backend, path: request.path)], isWritable: true), cache: request.cache,
+            lockedFiles: [],
             isWritable: true, lazyFlushInterval: 0)
         try disk.close()
         return true

@@ -61,7 +61,7 @@ public struct NewImage: Sendable {
         var description: CreateRequest.ParentDescription?
         if let parent {
             let chain = try openParent(parent)
-            description = parentDescription(chain)
+            description = Self.describe(chain[...], for: path)
             size = size ?? chain[0].backend.virtualSize
         }
         guard let size else { throw DiskError(.invalidArgument, "a new image needs a size", image: path) }
@@ -80,8 +80,10 @@ public struct NewImage: Sendable {
         return try ChainOpener(options: options).open(parent, mode: .readOnly, withParents: true)
     }
 
-    private func parentDescription(_ chain: [Layer]) -> CreateRequest.ParentDescription {
-        var description = Self.describe(chain[0], for: path)
+    /// What an image at `path` records of the first of these, which lies over the others.
+    static func describe(_ chain: ArraySlice<Layer>, for path: String) -> CreateRequest.ParentDescription {
+        guard let first = chain.first else { preconditionFailure("a parent is an image") }
+        var description = describe(first, for: path)
         // Most formats do not say what their parents did.
         description.sectorSize = chain.map(\.backend.sectorSize).max() ?? 512
         return description

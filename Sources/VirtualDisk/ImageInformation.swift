@@ -71,7 +71,9 @@ extension Disk {
     /// The images of the disk, the top one first.
     public func images() throws(DiskError) -> [ImageInformation] {
         var result: [ImageInformation] = []
-        for layer in chain.layers { result.append(try ImageInformation(layer)) }
+        try current.use { (chain) throws(DiskError) in
+            for layer in chain.layers { result.append(try ImageInformation(layer)) }
+        }
         return result
     }
 
@@ -80,19 +82,23 @@ extension Disk {
 
     /// Where each image really is, and its format; the top one first.
     public var layers: [(path: String, format: String)] {
-        chain.layers.map { ($0.backend.files.first ?? $0.path, $0.backend.format) }
+        current.chain.layers.map { ($0.backend.files.first ?? $0.path, $0.backend.format) }
     }
 
     /// When the top image was last changed, in nanoseconds since 1970; 0 where its storage does not know.
     public var modificationTime: Int64 {
-        (try? chain.layers[0].backend.modificationTime()) ?? 0
+        var time: Int64?
+        try? current.use { (chain) throws(DiskError) in time = try chain.layers[0].backend.modificationTime() }
+        return time ?? 0
     }
 
     /// The bytes that all files of all images take on their medium.
     public func allocatedBytes() throws(DiskError) -> UInt64 {
         var sum: UInt64 = 0
-        for layer in chain.layers {
-            for handle in layer.backend.storages { sum += try handle.storage.allocatedBytes() }
+        try current.use { (chain) throws(DiskError) in
+            for layer in chain.layers {
+                for handle in layer.backend.storages { sum += try handle.storage.allocatedBytes() }
+            }
         }
         return sum
     }
@@ -105,17 +111,23 @@ extension Disk {
         guard offset <= size, length <= size - offset else {
             throw DiskError(.invalidArgument, "\(length) bytes reach beyond the disk's end at \(size)", offset: offset)
         }
-        try chain.forEachExtent(offset: offset, length: length, body)
+        try current.use { (chain) throws(DiskError) in
+            try chain.forEachExtent(offset: offset, length: length, body)
+        }
     }
 
     /// The first byte at or after `offset` that may hold data; nil if there is none.
     public func nextData(from offset: UInt64) throws(DiskError) -> UInt64? {
-        try chain.seek(from: offset, wantsData: true, isUnwritten: isUnwritten)
+        var found: UInt64?
+        try current.use { (chain) throws(DiskError) in found = try chain.seek(from: offset, wantsData: true) }
+        return found
     }
 
     /// The first byte at or after `offset` that is known to be zero; the end of the disk counts as such.
     public func nextHole(from offset: UInt64) throws(DiskError) -> UInt64 {
-        try chain.seek(from: offset, wantsData: false, isUnwritten: isUnwritten) ?? size
+        var found: UInt64?
+        try current.use { (chain) throws(DiskError) in found = try chain.seek(from: offset, wantsData: false) }
+        return found ?? size
     }
 }
 

@@ -14,7 +14,7 @@ struct VDImg: ParsableCommand {
 
     static let configuration = CommandConfiguration(
         commandName: "vdimg",
-        abstract: "Create, inspect, check and repair virtual disk images.",
+        abstract: "Create, inspect, check, repair and change virtual disk images.",
         usage: "vdimg COMMAND ...",
         discussion: """
             EXAMPLES
@@ -25,6 +25,9 @@ struct VDImg: ParsableCommand {
               vdimg map --svg chain.svg child.vmdk
               vdimg compare disk.vmdk disk.qcow2
               vdimg measure --format qcow2 disk.vmdk
+              vdimg snapshot disk.vmdk
+              vdimg merge disk-001.vmdk
+              vdimg rebase --parent other.vmdk child.vmdk
 
             EXIT STATUS
               0 well; 1 the operation failed; 2 check found what needs repair; 3 check found loss that
@@ -33,7 +36,8 @@ struct VDImg: ParsableCommand {
         version: programVersion,
         subcommands: [
             InfoCommand.self, CreateCommand.self, ConvertCommand.self, MapCommand.self, CheckCommand.self,
-            CompareCommand.self, MeasureCommand.self, FormatsCommand.self, CacheCommand.self,
+            SnapshotCommand.self, MergeCommand.self, RebaseCommand.self, CompareCommand.self, MeasureCommand.self,
+            FormatsCommand.self, CacheCommand.self,
         ])
 }
 

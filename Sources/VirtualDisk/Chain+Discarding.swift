@@ -1,28 +1,9 @@
 internal import DiskImage
-public import DiskStorage
+internal import DiskStorage
 
-extension Disk {
-    /// Makes a range read as zeros and gives its space back as far as the top image can.
-    public func discard(offset: UInt64, length: UInt64) throws(DiskError) {
-        guard offset <= size, length <= size - offset else {
-            throw DiskError(.invalidArgument, "\(length) bytes reach beyond the disk's end at \(size)", offset: offset)
-        }
-        try beginWriting()
-        var position = offset
-        let end = offset + length
-        while position < end {
-            // Up to the end of the region, so that each part is under one lock.
-            let regionEnd = ((position / locks.regionSize) + 1).multipliedReportingOverflow(by: locks.regionSize)
-            let part = min(end, regionEnd.overflow ? end : regionEnd.partialValue) - position
-            try discardRegion(position, part)
-            position += part
-        }
-    }
-
-    /// Discards a range of one region.
-    private func discardRegion(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
-        locks.lockExclusive(offset, length)
-        defer { locks.unlockExclusive(offset, length) }
+extension Chain {
+    /// Discards a range of one region, for who has it alone.
+    func discardLocked(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
         let end = offset + length
         guard blockSize > 0 else { return try zeroInPlace(offset, length) }
         // Whole blocks; the disk's end makes its last block whole.
@@ -47,9 +28,9 @@ extension Disk {
     private func discardIfEmpty(_ offset: UInt64) throws(DiskError) {
         let length = min(blockSize, size - offset)
         var batch = ExtentBatch()
-        try chain.top.map(offset, length, into: &batch)
+        try top.map(offset, length, into: &batch)
         guard batch.count == 1, batch[0].kind == .data, batch[0].length >= length else { return }
-        let file = chain.top.storage(batch[0].storage).storage
+        let file = top.storage(batch[0].storage).storage
         var position = batch[0].fileOffset
         let end = position + length
         var looked: UInt64 = 0
@@ -60,7 +41,7 @@ extension Disk {
             let count = Int(part.upperBound - part.lowerBound)
             let isZero = try scratch.withBuffer { (buffer) throws(DiskError) in
                 let piece = buffer.slice(0, count)
-                try chain.top.read(batch[0].storage, into: piece, at: part.lowerBound, for: .guestData)
+                try top.read(batch[0].storage, into: piece, at: part.lowerBound, for: .guestData)
                 return piece.readOnly.isZero
             }
             guard isZero else { return }
@@ -73,7 +54,6 @@ extension Disk {
     private func discardBlocks(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
         var position = offset
         let end = offset + length
-        let top = chain.top
         var batch = ExtentBatch()
         while position < end {
             batch.removeAll()
@@ -90,9 +70,9 @@ extension Disk {
 
     /// Discards whole blocks of one kind.
     private func discardBlocks(_ offset: UInt64, _ length: UInt64, _ kind: Extent.Kind) throws(DiskError) {
-        let isZeroBelow = try chain.isKnownZero(offset, length, from: 1)
+        let isZeroBelow = try isKnownZero(offset, length, from: 1)
         if kind == .absent, isZeroBelow { return }
-        let backend = chain.layers[0].backend
+        let backend = layers[0].backend
         if try backend.drop(offset: offset, length: length, leaving: isZeroBelow ? .absent : .zero) { return }
         try zeroInPlace(offset, length)
     }
@@ -102,7 +82,6 @@ extension Disk {
     private func zeroInPlace(_ offset: UInt64, _ length: UInt64) throws(DiskError) {
         var position = offset
         let end = offset + length
-        let top = chain.top
         var batch = ExtentBatch()
         while position < end {
             batch.removeAll()
@@ -118,7 +97,7 @@ extension Disk {
                 }
                 try handle.discard(extent.fileOffset..<extent.fileOffset + part, for: .guestData)
             case .absent, .encoded, .frozen:
-                let isZeroBelow = extent.kind == .absent ? try chain.isKnownZero(position, part, from: 1) : false
+                let isZeroBelow = extent.kind == .absent ? try isKnownZero(position, part, from: 1) : false
                 if !isZeroBelow { try writeZerosAllocating(position, part) }
             }
             position += part

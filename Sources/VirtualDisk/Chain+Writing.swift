@@ -1,19 +1,46 @@
 internal import DiskImage
 internal import DiskStorage
 
-extension Disk {
-    /// Writes a range of which the top image does not hold everything: allocates, completes blocks from below, commits.
-    func writeAllocating(_ bytes: IOBytes, at offset: UInt64) throws(DiskError) {
-        locks.lockExclusive(offset, UInt64(bytes.count))
-        defer { locks.unlockExclusive(offset, UInt64(bytes.count)) }
-        try writeLocked(bytes, at: offset)
+extension Chain {
+    /// Writes in place if the top image holds the whole range already; otherwise answers false and has written nothing.
+    /// For who shares the range's regions, at least.
+    func overwrite(_ bytes: IOBytes, at offset: UInt64) throws(DiskError) -> Bool {
+        var batch = ExtentBatch()
+        try top.map(offset, UInt64(bytes.count), into: &batch)
+        guard batch.coveredLength >= UInt64(bytes.count) else { return false }
+        for number in 0..<batch.count where batch[number].kind != .data { return false }
+        var done = 0
+        for number in 0..<batch.count where done < bytes.count {
+            let extent = batch[number]
+            let part = bytes.slice(done, Int(min(extent.length, UInt64(bytes.count - done))))
+            try top.write(extent.storage, part, at: extent.fileOffset, for: .guestData)
+            done += part.count
+        }
+        if bytes.count >= EarlyWriteback.smallestWrite, let earlyWriteback,
+            earlyWriteback.continues(at: offset, bytes.count)
+        {
+            earlyWriteback.note(bytes.count, in: top.storage(batch[0].storage))
+        }
+        return true
     }
 
-    /// The same, for who has the range's regions alone already.
+    /// When it returns, everything that was written to the top image before is on stable storage, and so is the way to
+    /// it.
+    func flush() throws(DiskError) {
+        writing.noteFlush()
+        do throws(DiskError) {
+            try layers[0].backend.flush()
+        } catch {
+            writing.noteChange()
+            throw error.about(layers[0].path)
+        }
+    }
+
+    /// Writes a range of which the top image need not hold everything, for who has the range's regions alone: allocates,
+    /// completes blocks from below, commits.
     ///
     /// `isZero`: the bytes are zeros, and need not be written to newly allocated space.
     func writeLocked(_ bytes: IOBytes, at offset: UInt64, isZero: Bool = false) throws(DiskError) {
-        let top = chain.top
         var batch = ExtentBatch()
         var done = 0
         while done < bytes.count {
@@ -37,9 +64,9 @@ extension Disk {
     private func allocate(
         for bytes: IOBytes, at offset: UInt64, _ kind: Extent.Kind, isZero: Bool
     ) throws(DiskError) -> Int {
-        let backend = chain.layers[0].backend
+        let backend = layers[0].backend
         guard blockSize > 0 else {
-            throw DiskError(.readOnly, "this part of the disk cannot be written", image: chain.layers[0].path)
+            throw DiskError(.readOnly, "this part of the disk cannot be written", image: layers[0].path)
         }
         if let dropped = try dropZeroBlock(bytes, at: offset, kind, backend) { return dropped }
         let reservation = try backend.reserve(offset: offset, length: UInt64(bytes.count))
@@ -56,12 +83,12 @@ extension Disk {
             throw error
         }
         // Also where it fails: part of it may have been entered.
-        defer { chain.holes.noteAllocation() }
+        defer { holes.noteAllocation() }
         let storage = reservation.storage
         try backend.commit(reservation)
         let count = Int(written.upperBound - offset)
         if bytes.count >= EarlyWriteback.smallestWrite {
-            earlyWriteback?.note(count, in: chain.top.storage(storage))
+            earlyWriteback?.note(count, in: top.storage(storage))
             earlyWriteback?.begin(filling: written.upperBound, end: blocks.upperBound)
         }
         return count
@@ -77,7 +104,7 @@ extension Disk {
             bytes.slice(0, Int(length)).isZero
         else { return nil }
         if kind == .zero { return Int(length) }
-        let isZeroBelow = try chain.isKnownZero(offset, length, from: 1)
+        let isZeroBelow = try isKnownZero(offset, length, from: 1)
         if kind == .absent, isZeroBelow { return Int(length) }
         return try backend.drop(offset: offset, length: length, leaving: isZeroBelow ? .absent : .zero)
             ? Int(length) : nil
@@ -101,25 +128,25 @@ extension Disk {
         if hasEdges, !skipsEdges, blocks.upperBound - blocks.lowerBound <= UInt64(ScratchPool.size) {
             try scratch.withBuffer { (buffer) throws(DiskError) in
                 let whole = buffer.slice(0, Int(blocks.upperBound - blocks.lowerBound))
-                try chain.read(into: whole.slice(0, Int(head.upperBound - head.lowerBound)), at: head.lowerBound)
+                try read(into: whole.slice(0, Int(head.upperBound - head.lowerBound)), at: head.lowerBound)
                 let middle = Int(offset - blocks.lowerBound)
                 whole.slice(middle, bytes.count).copy(from: bytes)
-                try chain.read(
+                try read(
                     into: whole.slice(middle + bytes.count, Int(tail.upperBound - tail.lowerBound)),
                     at: tail.lowerBound)
-                try chain.top.write(storage, whole.readOnly, at: fileOffset, for: .copyUp)
+                try top.write(storage, whole.readOnly, at: fileOffset, for: .copyUp)
             }
             return
         }
         if !skipsEdges { try copyUp(head, storage, at: fileOffset) }
-        try chain.top.write(storage, bytes, at: place, for: .guestData)
+        try top.write(storage, bytes, at: place, for: .guestData)
         if !skipsEdges { try copyUp(tail, storage, at: place + UInt64(bytes.count)) }
     }
 
     private func edgeIsZero(_ range: Range<UInt64>, _ kind: Extent.Kind) throws(DiskError) -> Bool {
         if range.isEmpty || kind == .zero { return true }
         if kind == .encoded || kind == .frozen { return false }
-        return try chain.isKnownZero(range.lowerBound, range.upperBound - range.lowerBound, from: 1)
+        return try isKnownZero(range.lowerBound, range.upperBound - range.lowerBound, from: 1)
     }
 
     /// Copies what a range holds now to its new place, piece by piece.
@@ -129,8 +156,8 @@ extension Disk {
             var position = range.lowerBound
             while position < range.upperBound {
                 let piece = buffer.slice(0, Int(min(UInt64(buffer.count), range.upperBound - position)))
-                try chain.read(into: piece, at: position)
-                try chain.top.write(
+                try read(into: piece, at: position)
+                try top.write(
                     storage, piece.readOnly, at: fileOffset + (position - range.lowerBound), for: .copyUp)
                 position += UInt64(piece.count)
             }
