@@ -4,8 +4,8 @@ internal import CLinux
 ///
 /// Three classes stay apart: a bad image (``Kind/invalidImage``, ``Kind/unsupported``, ``Kind/brokenLink``), a bad
 /// environment (``Kind/system``, ``Kind/notFound``, ``Kind/locked``, ``Kind/refused``) and a call that cannot be
-/// (``Kind/invalidArgument``, ``Kind/readOnly``, ``Kind/losesData``). Beside them stands ``Kind/cancelled``. A bug of ours is none of them:
-/// it is a precondition.
+/// (``Kind/invalidArgument``, ``Kind/readOnly``, ``Kind/losesData``). Beside them stands ``Kind/cancelled``. A bug of
+/// ours is none of them: it is a precondition.
 public struct DiskError: Error, Sendable {
     /// What sort of thing went wrong; callers decide by it, people read ``description``.
     public enum Kind: String, Sendable {

@@ -45,7 +45,9 @@ public struct RangeTransfer: Sendable {
     private static func folder(of descriptor: Int32) -> String? {
         var path = [UInt8](repeating: 0, count: Int(PATH_MAX))
         let count = unsafe path.withUnsafeMutableBytes { memory in
-            unsafe readlink("/proc/self/fd/\(descriptor)", memory.baseAddress, memory.count)
+            unsafe memory.baseAddress.map {
+                unsafe readlink("/proc/self/fd/\(descriptor)", unsafe $0, memory.count)
+            } ?? 0
         }
         guard count > 0, let slash = path.prefix(count).lastIndex(of: UInt8(ascii: "/")) else { return nil }
         return String(decoding: path[..<max(1, slash)], as: UTF8.self)

@@ -105,7 +105,7 @@ private struct DiskComparer {
         self.options = options
         self.control = control
         result = DiskComparison(first, second, isStrict: options.isStrict)
-        sharesFiles = !first.chain.fileIdentities.isDisjoint(with: second.chain.fileIdentities)
+        sharesFiles = !first.current.chain.fileIdentities.isDisjoint(with: second.current.chain.fileIdentities)
         end = max(first.size, second.size)
     }
 
@@ -162,18 +162,19 @@ private struct DiskComparer {
     private func piece(of disk: Disk, _ position: UInt64) throws(DiskError) -> ChainPiece {
         // Behind the shorter disk's end the other one is compared with zeros.
         guard position < disk.size else { return ChainPiece(kind: .zero, length: end - position) }
-        return try disk.chain.piece(at: position, atMost: Self.window)
+        return try disk.current.chain.piece(at: position, atMost: Self.window)
     }
 
     /// Whether two pieces are the same bytes of the same file.
     private func isSamePlace(_ piece: ChainPiece, _ other: ChainPiece) throws(DiskError) -> Bool {
         guard sharesFiles, piece.kind == other.kind, piece.kind != .zero, piece.fileOffset == other.fileOffset,
-            piece.skip == other.skip, let file = first.chain.fileIdentity(of: piece),
-            file == second.chain.fileIdentity(of: other)
+            piece.skip == other.skip, let file = first.current.chain.fileIdentity(of: piece),
+            file == second.current.chain.fileIdentity(of: other)
         else { return false }
         // What is compressed is the same if the same format reads it.
         return piece.kind == .stored
-            || first.chain.layers[piece.layer].backend.format == second.chain.layers[other.layer].backend.format
+            || first.current.chain.layers[piece.layer].backend.format
+                == second.current.chain.layers[other.layer].backend.format
     }
 
     // MARK: - Bytes

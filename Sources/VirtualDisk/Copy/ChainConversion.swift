@@ -42,7 +42,7 @@ public struct ChainConversion: Sendable {
         var options = sourceOptions
         options.isWritable = false
         let disk = try Disk.open(source, options: options)
-        let layers = disk.chain.layers
+        let layers = disk.current.chain.layers
         let paths = try names(of: layers, driver)
         var made: [FileFinder] = []
         do throws(DiskError) {

@@ -4,7 +4,7 @@ internal import DiskStorage
 /// Copies what a disk holds to another one, by several threads, in as few bytes as can be: ranges that both files can
 /// share are cloned; zeros take no space; of the rest, what turns out to be zeros is left out.
 ///
-/// The two disks are nobody else's meanwhile.
+/// The two are nobody else's meanwhile, and no two threads work in one block of the target: no locks are needed.
 final class DiskCopier: Sendable {
     /// What is copied, and onto what.
     struct Task: Sendable {
@@ -12,8 +12,8 @@ final class DiskCopier: Sendable {
         var source: Disk
         /// Layers of the source that count, from the top: what those below hold is taken as absent.
         var depth: Int
-        /// Where they go.
-        var target: Disk
+        /// Where they go: to the top image, over what lies below it.
+        var target: Chain
         /// Whether the target reads as zeros, so that zeros need not be copied.
         var isTargetEmpty: Bool
         /// Whether files may share blocks.
@@ -23,6 +23,7 @@ final class DiskCopier: Sendable {
     }
 
     private let task: Task
+    private let sourceChain: Chain
     private let control: OperationControl
     /// What one thread takes at a time: whole blocks of the target.
     private let unit: UInt64
@@ -39,6 +40,7 @@ final class DiskCopier: Sendable {
 
     init(_ task: Task, _ control: OperationControl) {
         self.task = task
+        sourceChain = task.source.current.chain
         self.control = control
         unit = max(Self.window, task.target.blockSize)
     }
@@ -60,7 +62,7 @@ final class DiskCopier: Sendable {
         try control.checkCancelled()
         return try next.withLock { (position) throws(DiskError) -> Range<UInt64>? in
             // Long runs without data are passed over by their tables alone.
-            if task.isTargetEmpty, task.depth >= task.source.chain.depth, position < task.length {
+            if task.isTargetEmpty, task.depth >= sourceChain.depth, position < task.length {
                 let data = min(try task.source.nextData(from: position) ?? task.length, task.length)
                 let start = data / unit * unit
                 if start > position || data == task.length {
@@ -82,7 +84,7 @@ final class DiskCopier: Sendable {
             try control.checkCancelled()
             let end = min(range.upperBound, position + Self.window)
             var run: Range<UInt64>?
-            for piece in try task.source.chain.pieces(position..<end, to: task.depth) {
+            for piece in try sourceChain.pieces(position..<end, to: task.depth) {
                 let isDone = piece.isData ? try share(piece) : true
                 if isDone || run?.upperBound != piece.offset {
                     if let run { try copyBytes(run) }
@@ -102,7 +104,7 @@ final class DiskCopier: Sendable {
     /// Zeros that the target does not have anyway.
     private func copyZeros(_ piece: CopyPiece) throws(DiskError) {
         guard !task.isTargetEmpty, case .zero = piece.content else { return }
-        try task.target.discard(offset: piece.offset, length: piece.length)
+        try task.target.discardLocked(piece.offset, piece.length)
     }
 
     // MARK: - Through memory
@@ -133,9 +135,9 @@ final class DiskCopier: Sendable {
                 && bytes.slice(end, step(from: offset + UInt64(end), bytes.count - end)).isZero == isZero
             let run = bytes.slice(start, end - start)
             if !isZero {
-                try task.target.write(run, at: offset + UInt64(start))
+                try task.target.writeLocked(run, at: offset + UInt64(start))
             } else if !task.isTargetEmpty {
-                try task.target.discard(offset: offset + UInt64(start), length: UInt64(run.count))
+                try task.target.discardLocked(offset + UInt64(start), UInt64(run.count))
             }
             start = end
         }
@@ -171,16 +173,16 @@ final class DiskCopier: Sendable {
     ) throws(DiskError) -> UInt64 {
         let target = task.target
         var batch = ExtentBatch()
-        try target.chain.top.map(piece.offset, piece.length, into: &batch)
+        try target.top.map(piece.offset, piece.length, into: &batch)
         let extent = batch[0]
         if extent.kind == .data {
-            let handle = target.chain.top.storage(extent.storage)
+            let handle = target.top.storage(extent.storage)
             let length = min(piece.length, extent.length)
             return try transfer(piece.offset, from: file, at: place, to: handle, at: extent.fileOffset, length)
         }
         // (All files of an image lie on one file system.)
         guard target.blockSize > 0, extent.kind == .absent || extent.kind == .zero,
-            transfers.transfer(from: file, to: target.chain.top.storage(0)) != nil, transfers.mayTransfer(from: file)
+            transfers.transfer(from: file, to: target.top.storage(0)) != nil, transfers.mayTransfer(from: file)
         else { return 0 }
         return try shareAllocating(piece, in: file, at: place)
     }
@@ -188,7 +190,7 @@ final class DiskCopier: Sendable {
     private func shareAllocating(
         _ piece: CopyPiece, in file: StorageHandle, at place: UInt64
     ) throws(DiskError) -> UInt64 {
-        let backend = task.target.chain.layers[0].backend
+        let backend = task.target.layers[0].backend
         let reservation = try backend.reserve(offset: piece.offset, length: piece.length)
         let blocks = reservation.offset..<reservation.offset + reservation.length
         let length = min(piece.end, blocks.upperBound) - piece.offset
@@ -199,7 +201,7 @@ final class DiskCopier: Sendable {
             return 0
         }
         do throws(DiskError) {
-            let handle = task.target.chain.top.storage(reservation.storage)
+            let handle = task.target.top.storage(reservation.storage)
             let start = reservation.fileOffset + (piece.offset - blocks.lowerBound)
             if !coversAll, !reservation.isZero {
                 let end = reservation.fileOffset + reservation.length
@@ -215,7 +217,7 @@ final class DiskCopier: Sendable {
             backend.abandon(reservation)
             throw error
         }
-        defer { task.target.chain.holes.noteAllocation() }
+        defer { task.target.holes.noteAllocation() }
         try backend.commit(reservation)
         return length
     }

@@ -71,7 +71,7 @@ public struct ImageConversion: Sendable {
             try verify(disk, target, control)
             return FileFinder()
         }
-        let driver = try target.driver(parentFormat: disk.chain.layers[0].backend.format)
+        let driver = try target.driver(parentFormat: disk.current.chain.layers[0].backend.format)
         target.format = driver.name
         let compressing = driver as? any CompressingDriver
         if compresses || compressing?.isCompressed(variant: target.variant) == true {
@@ -149,7 +149,8 @@ public struct ImageConversion: Sendable {
                     image: target.path)
             }
             let task = DiskCopier.Task(
-                source: disk, depth: target.parent == nil ? disk.chain.depth : 1, target: new, isTargetEmpty: isEmpty,
+                source: disk, depth: target.parent == nil ? disk.current.chain.depth : 1, target: new.current.chain,
+                isTargetEmpty: isEmpty,
                 clones: sharesBlocks, length: min(disk.size, new.size))
             try DiskCopier(task, control).run()
         } catch {
