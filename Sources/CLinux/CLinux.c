@@ -13,8 +13,10 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 _Static_assert(clinux_O_PATH == O_PATH, "O_PATH differs on this architecture");
@@ -86,6 +88,30 @@ int clinux_zero_range(int descriptor, int64_t offset, int64_t length) {
 int clinux_allocate(int descriptor, int64_t offset, int64_t length) {
     return RETRY(fallocate(descriptor, 0, offset, length));
 }
+
+void clinux_copy_attributes(int from, int to) {
+    struct stat status;
+    if (fstat(from, &status) != 0)
+        return;
+    /* The group alone, where the owner cannot be given away. */
+    if (fchown(to, status.st_uid, status.st_gid) != 0)
+        (void)!fchown(to, (uid_t)-1, status.st_gid);
+    char names[4096];
+    ssize_t count = flistxattr(from, names, sizeof names);
+    for (ssize_t start = 0; start < count; start += (ssize_t)strlen(names + start) + 1) {
+        char value[4096];
+        ssize_t size = fgetxattr(from, names + start, value, sizeof value);
+        if (size >= 0)
+            (void)fsetxattr(to, names + start, value, (size_t)size, 0);
+    }
+    (void)fchmod(to, status.st_mode & 07777);
+}
+
+int clinux_rename_new(const char *path, const char *new_path) {
+    return RETRY(renameat2(AT_FDCWD, path, AT_FDCWD, new_path, RENAME_NOREPLACE));
+}
+
+int clinux_take_over(int source, int target) { return RETRY(dup3(source, target, O_CLOEXEC)); }
 
 void clinux_start_writeback(int descriptor) { (void)sync_file_range(descriptor, 0, 0, SYNC_FILE_RANGE_WRITE); }
 

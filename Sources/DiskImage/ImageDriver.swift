@@ -102,19 +102,8 @@ public protocol CompanionOpener: Sendable {
     /// Creates a new file of an image that is being made at `imagePath`, and answers its full path too; `name` has no
     /// folder part.
     func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String)
-}
-
-/// The CHS geometry of a disk.
-public struct DiskGeometry: Sendable, Equatable {
-    public var cylinders: UInt64
-    public var heads: UInt64
-    public var sectors: UInt64
-
-    public init(cylinders: UInt64, heads: UInt64, sectors: UInt64) {
-        self.cylinders = cylinders
-        self.heads = heads
-        self.sectors = sectors
-    }
+    /// Removes a file that the image at `imagePath` no longer names; one that is not there is no error.
+    func removeCompanion(_ name: String, of imagePath: String) throws(DiskError)
 }
 
 /// What a new image shall be.

@@ -5,14 +5,15 @@ internal import Glibc
 public final class FileStorage: Storage {
     public let traits: StorageTraits
     public let name: String
-    /// Device and inode number: what "the same file" means.
-    public let identity: FileIdentity
+    /// Device and inode number: what "the same file" means. Another one after ``replaceContents(with:for:)``.
+    public var identity: FileIdentity { currentIdentity.withLock { $0 } }
+    let currentIdentity: Locked<FileIdentity>
     public var fileIdentity: FileIdentity? { identity }
     let descriptor: Int32
     /// Whether ``lockImage()`` was called and ``unlockImage()`` not yet.
     let holdsImageLock = Locked(false)
     /// Whether it ends with this process anyway.
-    private let isTemporary: Bool
+    let isTemporary: Bool
     /// The device's size; 0 for a file.
     private let deviceLength: UInt64
 
@@ -43,7 +44,7 @@ public final class FileStorage: Storage {
         self.name = name
         self.isTemporary = isTemporary
         deviceLength = bytes
-        identity = FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino))
+        currentIdentity = Locked(FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)))
         traits = StorageTraits(
             descriptor: descriptor, isWritable: isWritable, canDiscard: isWritable, hasFixedLength: isDevice)
     }

@@ -65,6 +65,9 @@ public protocol Storage: AnyObject, Sendable {
     func allocate(_ length: UInt64) throws(DiskError)
     /// Returns when everything written before is on stable storage.
     func flush() throws(DiskError)
+    /// Makes `bytes` all that there is, durably and, where that can be done, in one step: after a crash at any moment
+    /// there is what was there before, or these.
+    func replaceContents(with bytes: [UInt8], for purpose: StoragePurpose) throws(DiskError)
     /// Begins to write what was written before to the medium, where that can be done, and promises nothing: a hint.
     func startWriteback()
     /// Bytes of the medium that it occupies.
@@ -77,6 +80,13 @@ extension Storage {
     public var fileIdentity: FileIdentity? { nil }
     public func allocate(_ length: UInt64) throws(DiskError) { try setLength(length) }
     public func startWriteback() {}
+
+    /// In several steps: what has no name that another file could take over can do no better.
+    public func replaceContents(with bytes: [UInt8], for purpose: StoragePurpose) throws(DiskError) {
+        try write(bytes, at: 0, for: purpose)
+        try setLength(UInt64(bytes.count))
+        try flush()
+    }
 
     /// Reads exactly `count` bytes; an end before that is an error which names `what`.
     public func bytes(

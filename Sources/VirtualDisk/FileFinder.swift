@@ -273,6 +273,16 @@ struct FileFinder: CompanionOpener {
         return (wrap?(file) ?? file, FilePath(Self.realFolder(of: imagePath)).appending(name).string)
     }
 
+    func removeCompanion(_ name: String, of imagePath: String) throws(DiskError) {
+        let path = FilePath(Self.folder(of: imagePath)).pushing(FilePath(name)).string
+        guard let found = try resolve(path) else { return }
+        guard found.isRegular, try isAllowed(found.path, for: imagePath) else {
+            throw DiskError(.refused, "is not removed: it is no regular file in the image's folder", image: path)
+        }
+        guard unsafe unlink(found.path) == 0 else { throw .system(clinux_errno(), "remove the file", image: path) }
+        if found.path != path { unsafe unlink(path) }  // a link to it, that leads nowhere now
+    }
+
     /// Creates a file that the user named, readable by its owner alone.
     func create(_ path: String) throws(DiskError) -> any Storage {
         let file = try FileStorage(creating: path, mode: 0o600)

@@ -24,6 +24,10 @@ public struct ImageInformation: Sendable {
     public let parent: ParentLink?
     /// What children of it record.
     public let identity: ImageIdentity
+    /// What it stores of itself and of its parent, in the same way for all formats.
+    public let metadata: ImageMetadata
+    /// What of that can be changed (``ImageEditor``).
+    public let settableFields: ImageMetadata.Fields
     /// What the format tells beyond that.
     public let properties: [ImageProperty]
     /// The internal snapshots that it holds.
@@ -47,8 +51,21 @@ public struct ImageInformation: Sendable {
         fileLength = length
         parent = backend.parentLink
         identity = backend.identity
+        let editable = backend as? any EditableBackend
+        metadata = editable?.metadata ?? Self.metadata(of: backend)
+        settableFields = editable?.settableFields ?? []
         properties = backend.properties
         snapshots = backend.snapshots
+    }
+
+    /// What is known of an image that cannot be changed.
+    private static func metadata(of backend: any ImageBackend) -> ImageMetadata {
+        var metadata = ImageMetadata()
+        metadata.uuid = backend.identity.uuid
+        metadata.modificationUUID = backend.identity.modificationUUID
+        metadata.parentUUID = backend.parentLink?.uuid
+        metadata.parentModificationUUID = backend.parentLink?.modificationUUID
+        return metadata
     }
 
     /// Looks at the image at `path`, and with `wholeChain` at all its parents, the top one first. Takes no lock and

@@ -46,11 +46,29 @@ struct InfoCommand: ParsableCommand {
             let size = image.sectorSize
             rows.append(("sector size", "\(size) bytes: a loop device needs 'losetup --sector-size \(size)'"))
         }
-        rows += image.properties.map { ($0.title, $0.value) }
+        let known = metadataRows(image.metadata)
+        rows += known.map { ($0.title, $0.value) }
+        // Some formats tell the same among what is their own.
+        let shown = Set(known.map(\.property))
+        rows += image.properties.filter { !shown.contains($0.key) }.map { ($0.title, $0.value) }
         for file in image.files.dropFirst() { rows.append(("file", file)) }
         rows += image.snapshots.map { ("internal snapshot", describe($0)) }
         printRows(rows)
     }
+}
+
+/// What an image stores of itself, each with the key that it has among the properties of some formats.
+private func metadataRows(_ metadata: ImageMetadata) -> [(property: String, title: String, value: String)] {
+    let rows: [(String, String, String?)] = [
+        ("comment", "comment", metadata.comment),
+        ("uuid", "UUID", metadata.uuid?.description),
+        ("modification-uuid", "modification UUID", metadata.modificationUUID?.description),
+        ("parent-uuid", "parent UUID", metadata.parentUUID?.description),
+        ("parent-modification-uuid", "parent modification UUID", metadata.parentModificationUUID?.description),
+        ("geometry", "physical geometry (CHS)", metadata.physicalGeometry?.description),
+        ("geometry-bios", "logical geometry (CHS)", metadata.logicalGeometry?.description),
+    ]
+    return rows.compactMap { row in row.2.map { (row.0, row.1, $0) } }
 }
 
 /// `ID, NAME, made at TIME, SIZE`, and what was saved of a machine.
@@ -79,8 +97,40 @@ struct ImageRecord: Encodable {
     let files: [String]
     let isDifferencing: Bool
     let parentPaths: [String]
+    let metadata: MetadataRecord
+    let settable: [String]
     let properties: [String: String]
     let snapshots: [SnapshotRecord]
+
+    /// What the image stores of itself; what it does not is left out.
+    struct MetadataRecord: Encodable {
+        let comment: String?
+        let uuid: String?
+        let modificationUUID: String?
+        let parentUUID: String?
+        let parentModificationUUID: String?
+        let physicalGeometry: String?
+        let logicalGeometry: String?
+
+        enum CodingKeys: String, CodingKey {
+            case comment, uuid
+            case modificationUUID = "modification-uuid"
+            case parentUUID = "parent-uuid"
+            case parentModificationUUID = "parent-modification-uuid"
+            case physicalGeometry = "physical-geometry"
+            case logicalGeometry = "logical-geometry"
+        }
+
+        init(_ metadata: ImageMetadata) {
+            comment = metadata.comment
+            uuid = metadata.uuid?.description
+            modificationUUID = metadata.modificationUUID?.description
+            parentUUID = metadata.parentUUID?.description
+            parentModificationUUID = metadata.parentModificationUUID?.description
+            physicalGeometry = metadata.physicalGeometry?.description
+            logicalGeometry = metadata.logicalGeometry?.description
+        }
+    }
 
     /// An internal snapshot.
     struct SnapshotRecord: Encodable {
@@ -108,6 +158,8 @@ struct ImageRecord: Encodable {
         files = information.files
         isDifferencing = information.parent != nil
         parentPaths = information.parent?.paths ?? []
+        metadata = MetadataRecord(information.metadata)
+        settable = information.settableFields.names
         properties = Dictionary(information.properties.map { ($0.key, $0.value) }) { first, _ in first }
         snapshots = information.snapshots.map {
             SnapshotRecord(
@@ -117,7 +169,7 @@ struct ImageRecord: Encodable {
     }
 
     enum CodingKeys: String, CodingKey {
-        case image, format, files, properties, snapshots
+        case image, format, files, metadata, settable, properties, snapshots
         case virtualSize = "virtual-size"
         case blockSize = "block-size"
         case sectorSize = "sector-size"

@@ -37,7 +37,7 @@ struct VDImg: ParsableCommand {
         subcommands: [
             InfoCommand.self, CreateCommand.self, ConvertCommand.self, MapCommand.self, CheckCommand.self,
             SnapshotCommand.self, MergeCommand.self, RebaseCommand.self, CompareCommand.self, MeasureCommand.self,
-            FormatsCommand.self, CacheCommand.self,
+            SetCommand.self, FormatsCommand.self, CacheCommand.self,
         ])
 }
 

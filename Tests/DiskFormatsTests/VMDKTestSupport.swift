@@ -1,6 +1,7 @@
 import DiskImage
 import DiskStorage
 import DiskTesting
+import Glibc
 
 @testable import DiskFormats
 
@@ -17,6 +18,10 @@ struct FolderCompanions: CompanionOpener {
     {
         let path = folder(of: imagePath) + name
         return (try FileStorage(creating: path), path)
+    }
+
+    func removeCompanion(_ name: String, of imagePath: String) throws(DiskError) {
+        unsafe unlink(folder(of: imagePath) + name)
     }
 
     private func folder(of path: String) -> String {

@@ -8,10 +8,14 @@ public final class CrashLog: Sendable {
         case setLength(file: Int, length: UInt64)
         case discard(file: Int, range: Range<UInt64>)
         case flush(file: Int)
+        /// All bytes become others, in one step.
+        case replace(file: Int, bytes: [UInt8])
 
         var file: Int {
             switch self {
-            case .write(let file, _, _), .setLength(let file, _), .discard(let file, _), .flush(let file): file
+            case .write(let file, _, _), .setLength(let file, _), .discard(let file, _), .flush(let file),
+                .replace(let file, _):
+                file
             }
         }
     }
@@ -109,6 +113,7 @@ public struct CrashReplay {
         }
         switch event {
         case .flush: break
+        case .replace(_, let bytes): if happens() { file = bytes }
         case .setLength(_, let length):
             if happens() { resize(&file, to: Int(length)) }
         case .discard(_, let range):
@@ -184,6 +189,12 @@ private final class RecordingStorage: Storage {
 
     func flush() throws(DiskError) {
         try inner.flush()
+        log.add(.flush(file: file))
+    }
+
+    func replaceContents(with bytes: [UInt8], for purpose: StoragePurpose) throws(DiskError) {
+        log.add(.replace(file: file, bytes: bytes))
+        try inner.replaceContents(with: bytes, for: purpose)
         log.add(.flush(file: file))
     }
 

@@ -286,7 +286,7 @@ struct MatrixImage {
     }
 
     /// Our checker finds nothing, and all others who can read it see the same.
-    private func expectSound(_ what: String) throws {
+    func expectSound(_ what: String) throws {
         let report = try ImageCheck.run(path, options: row.options(isWritable: false))
         for finding in report.findings where finding.severity == .repairable || finding.severity == .loss {
             Issue.record("\(context), \(what): \(finding.message)")

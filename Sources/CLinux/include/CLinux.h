@@ -45,6 +45,13 @@ int clinux_device_sector_size(int descriptor, uint32_t *bytes);
 int clinux_device_discard(int descriptor, uint64_t offset, uint64_t length);
 int clinux_device_zero(int descriptor, uint64_t offset, uint64_t length);
 
+/* Gives one file the owner, the mode and the extended attributes of another, as far as the caller may. */
+void clinux_copy_attributes(int from, int to);
+/* renameat2(2) with RENAME_NOREPLACE; 0 or -errno. */
+int clinux_rename_new(const char *path, const char *new_path);
+/* dup3(2): `target` becomes another number for what `source` is; the number or -errno. */
+int clinux_take_over(int source, int target);
+
 /* ---- locks (open file descriptions', fcntl(2)) ---- */
 /* Takes (or with type F_UNLCK gives back) a one-byte lock; 0 or -errno. write: exclusive. */
 int clinux_ofd_lock(int descriptor, int64_t offset, int64_t length, bool write);

@@ -6,7 +6,7 @@ struct RawDriver: ImageDriver {
     let name = "raw"
     let title = "raw disk"
     let fileExtensions = ["raw", "img", "dd", "iso", "bin"]
-    let capabilities: FormatCapabilities = [.read, .write, .createFixed, .createDynamic, .discard, .check]
+    let capabilities: FormatCapabilities = [.read, .write, .createFixed, .createDynamic, .discard, .check, .resize]
     let variants = [
         FormatVariant("dynamic", "a sparse file: space is taken when it is written"),
         FormatVariant("fixed", "all space is taken at once"),

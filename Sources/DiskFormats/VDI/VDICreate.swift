@@ -55,8 +55,6 @@ private struct VDICreateOptions {
 }
 
 extension VDIDriver {
-    /// The most blocks that a new image may have: QEMU reads no more.
-    private static let blockLimit: UInt64 = 0x1fff_ff80
     /// Bytes of a block where nobody asks for another.
     static let usualBlockSize: UInt64 = 1 << 20
     /// Bytes of a new image's block.
@@ -103,11 +101,11 @@ extension VDIDriver {
                 .invalidArgument, "a VDI's blocks have 4K to 256M, a power of two, not \(blockSize) bytes")
         }
         let blockCount = size.dividedRoundingUp(by: blockSize)
-        guard blockCount <= blockLimit else {
+        guard blockCount <= VDIHeader.blockLimit else {
             throw DiskError(
                 .invalidArgument,
-                "a VDI has \(blockLimit) blocks at most, not \(blockCount): with larger blocks (--block-size) the disk "
-                    + "may be larger")
+                "a VDI has \(VDIHeader.blockLimit) blocks at most, not \(blockCount): with larger blocks "
+                    + "(--block-size) the disk may be larger")
         }
         let comment = request.comment ?? ""
         guard comment.utf8.count < VDIHeader.commentSize, !comment.utf8.contains(0) else {

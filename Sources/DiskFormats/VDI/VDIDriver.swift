@@ -7,7 +7,7 @@ struct VDIDriver: ImageDriver {
     let title = "VirtualBox disk image"
     let fileExtensions = ["vdi"]
     let capabilities: FormatCapabilities = [
-        .read, .write, .createDynamic, .createFixed, .differencing, .discard, .check,
+        .read, .write, .createDynamic, .createFixed, .differencing, .discard, .check, .resize,
     ]
     let variants = VDIVariant.allCases.map { FormatVariant($0.rawValue, $0.summary) }
     let isRelocating = true

@@ -65,6 +65,8 @@ struct VDIHeader: Sendable, Equatable {
     static let zeroExpand: UInt32 = 1 << 8
     /// Bytes of the comment, its terminator included.
     static let commentSize = 256
+    /// The most blocks that a new image, or one that grows, may have: QEMU reads no more.
+    static let blockLimit: UInt64 = 0x1fff_ff80
     /// Bytes of a block.
     static let blockSizes: ClosedRange<UInt64> = 512...1 << 30
     /// Bytes of pre-header and header at least, in either version.
@@ -266,7 +268,7 @@ struct VDIHeader: Sendable, Equatable {
         return fields.bytes
     }
 
-    private static func encode(_ geometry: Geometry, at offset: Int, into fields: inout FieldWriter) {
+    static func encode(_ geometry: Geometry, at offset: Int, into fields: inout FieldWriter) {
         fields.littleEndian(geometry.cylinders, at: offset)
         fields.littleEndian(geometry.heads, at: offset + 4)
         fields.littleEndian(geometry.sectors, at: offset + 8)

@@ -3,17 +3,20 @@ internal import DiskStorage
 
 extension VDIImage {
     var identity: ImageIdentity {
-        let modification = modificationUUID.withLock { $0 }
-        return ImageIdentity(
-            uuid: header.uuid.isNull ? nil : header.uuid, modificationUUID: modification.isNull ? nil : modification)
+        let metadata = metadata
+        return ImageIdentity(uuid: metadata.uuid, modificationUUID: metadata.modificationUUID)
     }
 
     /// A child stores no path: its parent is known by its UUID.
-    var parentLink: ParentLink? { header.isChild ? ParentLink(paths: [], uuid: header.parentUUID) : nil }
+    var parentLink: ParentLink? {
+        let header = stored.withLock { $0 }
+        return header.isChild ? ParentLink(paths: [], uuid: header.parentUUID) : nil
+    }
 
     /// The parent must have the UUID that is recorded, and the modification UUID, if one is (in version 0.x there is
     /// none).
     func checkLink(to parent: any ImageBackend) throws(DiskError) {
+        let header = stored.withLock { $0 }
         let found = parent.identity
         let name = parent.files.first ?? ""
         guard let uuid = found.uuid, uuid == header.parentUUID else {
@@ -34,6 +37,7 @@ extension VDIImage {
     // MARK: - Properties
 
     var properties: [ImageProperty] {
+        let header = stored.withLock { $0 }
         var list = [
             ImageProperty("version", "version", header.versionName),
             ImageProperty("type", "type", header.type.name),
@@ -50,7 +54,7 @@ extension VDIImage {
             add("flags", "flags", "0x" + String(header.flags, radix: 16) + (isZeroExpanding ? " (zero-expand)" : ""))
         }
         add("uuid", "UUID", header.uuid)
-        add("modification-uuid", "modification UUID", modificationUUID.withLock { $0 })
+        add("modification-uuid", "modification UUID", header.modificationUUID)
         add("parent-uuid", "parent UUID", header.parentUUID)
         add("parent-modification-uuid", "parent modification UUID", header.parentModificationUUID)
         add("comment", "comment", header.comment)

@@ -5,6 +5,7 @@ extension VDIImage {
     /// The modification UUID changes, durably, before the first change after an open: children see by it that their
     /// parent is not what it was.
     func beginWriting() throws(DiskError) {
+        if keepsIdentity { return space.allowShrinking() }
         let uuid = DiskUUID.random()
         let words = FieldReader(uuid.mixedEndian)
         for offset in stride(from: 0, to: 16, by: 4) {
@@ -14,7 +15,7 @@ extension VDIImage {
             }
         }
         try tables.flush {}
-        modificationUUID.withLock { $0 = uuid }
+        stored.withLock { $0.modificationUUID = uuid }
         space.allowShrinking()
     }
 
@@ -124,6 +125,7 @@ extension VDIImage {
     // MARK: - Durability
 
     func flush() throws(DiskError) {
+        if isResized.withLock({ $0 }) { return }
         let givenUp = space.beginFlush()
         do throws(DiskError) {
             try tables.flush { () throws(DiskError) in
@@ -146,7 +148,7 @@ extension VDIImage {
     }
 
     func close() throws(DiskError) {
-        guard isWritable, space.hasChanges else { return }
+        guard isWritable, space.hasChanges, !isResized.withLock({ $0 }) else { return }
         try flush()
         if try space.settleCount() { try flushTables() }
     }

@@ -21,8 +21,12 @@ final class VDIImage: RelocatingBackend, @unchecked Sendable {  // what changes 
     /// Where the file ends, or will end after the next flush.
     let end: FileEndCell
     let space: VDISpace
-    /// The modification UUID as it is on the disk now.
-    let modificationUUID: Locked<DiskUUID>
+    /// The header as it is on the disk now, but for the count of allocated blocks.
+    let stored: Locked<VDIHeader>
+    /// Whether what children compare stays as it is.
+    let keepsIdentity: Bool
+    /// Whether the disk has another size since it was opened: nothing is written any more then.
+    let isResized = Locked(false)
     /// Blocks that lie so far back that they should move: the last one is to move first.
     let movers = Locked<[VDIMover]>([])
     /// What is wrong with the file as a whole, for people; only where information alone is asked for.
@@ -55,7 +59,8 @@ final class VDIImage: RelocatingBackend, @unchecked Sendable {  // what changes 
         damage = try Self.damage(header, length, request.mode)
         end = FileEndCell(length)
         fileEnd = end.reader
-        modificationUUID = Locked(header.modificationUUID)
+        stored = Locked(header)
+        keepsIdentity = request.keepsIdentity
         space = VDISpace(
             header, handle: storages[0], table: table, fileEnd: end, places: VDIMapScan.places(header, length).count)
         if request.isWritable, !request.skipsConsistencyChecks { try lookThrough(length) }

@@ -28,11 +28,8 @@ struct VMDKCreator {
     init(_ request: CreateRequest, _ companions: any CompanionOpener) throws(DiskError) {
         self.request = request
         self.companions = companions
-        fileName =
-            request.path.utf8.lastIndex(of: UInt8(ascii: "/")).map {
-                String(request.path[request.path.utf8.index(after: $0)...])
-            } ?? request.path
-        baseName = hasSameLetters(fileName.suffix(5), ".vmdk") ? String(fileName.dropLast(5)) : fileName
+        fileName = Self.fileName(of: request.path)
+        baseName = Self.baseName(of: request.path)
         guard !fileName.isEmpty, !fileName.utf8.contains(where: { $0 < 32 || $0 == UInt8(ascii: "\"") }) else {
             throw DiskError(
                 .invalidArgument,
@@ -63,6 +60,17 @@ struct VMDKCreator {
         guard sectorCount > 0 || options.device != nil else {
             throw DiskError(.invalidArgument, "a disk needs a size: at least 512 bytes")
         }
+    }
+
+    /// A path's last component.
+    static func fileName(of path: String) -> String {
+        path.utf8.lastIndex(of: UInt8(ascii: "/")).map { String(path[path.utf8.index(after: $0)...]) } ?? path
+    }
+
+    /// What the names of an image's other files begin with: its file's name without `.vmdk`.
+    static func baseName(of path: String) -> String {
+        let name = fileName(of: path)
+        return hasSameLetters(name.suffix(5), ".vmdk") ? String(name.dropLast(5)) : name
     }
 
     func create() throws(DiskError) {
@@ -97,7 +105,7 @@ struct VMDKCreator {
     ) throws(DiskError) -> VMDKDescriptor {
         var text = VMDKDescriptor(createType: createType, extents: extents)
         if let parent = request.parent {
-            text.parentContentID = try parentContentID(parent)
+            text.parentContentID = try VMDKDescriptor.parentContentID(of: parent)
             text.parentFileNameHint = parent.path
         }
         text.adapterType = options.adapterType
@@ -109,17 +117,6 @@ struct VMDKCreator {
         text.setDiskDatabase("virtualHWVersion", String(options.hardwareVersion))
         if let comment = request.comment, !comment.isEmpty { text.comment = comment }
         return text
-    }
-
-    /// What stands for the parent. One of another format has no content identifier: 0 then, so that other programs see
-    /// that there is a parent (and QEMU refuses a parent that is not VMDK) instead of reading a base.
-    private func parentContentID(_ parent: CreateRequest.ParentDescription) throws(DiskError) -> UInt32 {
-        guard parent.format == "vmdk" else { return 0 }
-        guard let number = parent.identity.contentID, number != VMDKDescriptor.noContentID else {
-            throw DiskError(
-                .invalidArgument, "the parent has no content identifier that a child could record", image: parent.path)
-        }
-        return number
     }
 
     /// Creates one of the image's files.

@@ -18,7 +18,7 @@ extension VMDKDescriptor {
 
     /// The text. Lines of which nothing changed are as they were; extents that were added follow the last one.
     func encoded() throws(DiskError) -> [UInt8] {
-        var output: [UInt8] = []
+        var output = leading
         let lastExtentLine = lines.lastIndex { if case .extent = $0.content { true } else { false } }
         var remaining = extents[...]
         for (index, line) in lines.enumerated() {

@@ -52,6 +52,7 @@ extension VMDKDescriptor {
         let endsWithNewline = pieces.last?.isEmpty ?? false
         if endsWithNewline { pieces.removeLast() }
         self.init(lines: [], encoding: try Self.findEncoding(pieces, of: text), extents: [])
+        leading = Array(bytes[..<text.startIndex])
         self.endsWithNewline = endsWithNewline
         usesCarriageReturns = pieces.first?.last == 13
         lines.reserveCapacity(pieces.count)

@@ -23,6 +23,8 @@ struct VMDKDescriptor: Sendable {
     /// Extents at most.
     static let extentLimit = 65_536
 
+    /// What stands before the text: a byte order mark and blank lines.
+    var leading: [UInt8] = []
     /// The text, line by line.
     var lines: [VMDKDescriptorLine]
     /// How names and other values are written.

@@ -82,4 +82,8 @@ private struct NoCompanions: CompanionOpener {
     ) throws(DiskError) -> (storage: any Storage, path: String) {
         preconditionFailure("a stream creates no other file")
     }
+
+    func removeCompanion(_ name: String, of imagePath: String) throws(DiskError) {
+        preconditionFailure("a stream has no other file")
+    }
 }

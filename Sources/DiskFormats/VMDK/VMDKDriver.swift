@@ -8,7 +8,7 @@ struct VMDKDriver: ImageDriver {
     let fileExtensions = ["vmdk"]
     let capabilities: FormatCapabilities = [
         .read, .write, .createFixed, .createDynamic, .createSplit, .differencing, .discard, .check, .compressed,
-        .stream,
+        .stream, .resize,
     ]
     var variants: [FormatVariant] { vmdkVariants }
 

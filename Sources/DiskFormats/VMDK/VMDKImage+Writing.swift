@@ -4,6 +4,8 @@ internal import DiskStorage
 extension VMDKImage {
     /// The content gets a new identity at the first change after an open: VMware's CID, VirtualBox's modification UUID.
     func beginWriting() throws(DiskError) {
+        try checkDiskIsWritable()
+        if keepsIdentity { return }
         try descriptor.withLock { (file) throws(DiskError) in
             var text = file.text
             text.renewContentIdentity()

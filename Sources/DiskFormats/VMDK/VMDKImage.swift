@@ -21,6 +21,10 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
     /// The extents' translations, in the order of the disk.
     private let maps: UnsafeMutableBufferPointer<VMDKExtentMap>
     private let cache: TableCache
+    /// The way to its other files.
+    let companions: any CompanionOpener
+    /// Whether what children compare stays as it is.
+    let keepsIdentity: Bool
     /// Held while a grain table is made.
     let addingTable = Locked(false)
 
@@ -30,6 +34,8 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
         files = opened.files
         tables = opened.tables
         cache = request.cache
+        companions = request.companions
+        keepsIdentity = request.keepsIdentity
         isWritable = request.isWritable
         descriptor = Locked(opened.descriptor)
         virtualSize = opened.extents.last.map { $0.map.start + $0.map.length } ?? 0
@@ -85,12 +91,28 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
         try grains.read(at: extent.fileOffset, skipping: Int(extent.skip), into: buffer)
     }
 
+    /// Some kinds of extents are read, and their descriptor can be changed, but not the disk.
+    func checkDiskIsWritable() throws(DiskError) {
+        for extent in extents {
+            let what: String
+            switch extent.map.kind {
+            case .compressed: what = "a streamOptimized image cannot be written in place"
+            case .seSparse: what = "an seSparse extent can be read, not written"
+            default: continue
+            }
+            throw DiskError(
+                .unsupported, "\(what): make a snapshot on it with 'vdimg create --parent', and mount that",
+                image: storages[Int(extent.map.storage)].storage.name)
+        }
+    }
+
+    func prepareForUse() throws(DiskError) { if isWritable { try checkDiskIsWritable() } }
+
     // MARK: - Identity
 
     var identity: ImageIdentity {
         descriptor.withLock { file in
-            ImageIdentity(
-                uuid: file.text.uuid, modificationUUID: file.text.modificationUUID, contentID: file.text.contentID)
+            file.text.identity
         }
     }
 

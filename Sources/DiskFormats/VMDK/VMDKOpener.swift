@@ -57,7 +57,9 @@ struct VMDKOpener {
             let header = try COWDHeader(parsing: try storage.bytes(at: 0, count: 2048, for: .header, "the COWD header"))
             let text = VMDKDescriptor(describing: header)
             return VMDKOpener(
-                request, VMDKDescriptorFile(text: text, storage: MemoryStorage(), offset: 0, room: nil), nil, header)
+                request,
+                VMDKDescriptorFile(text: text, storage: MemoryStorage(), offset: 0, room: nil, isMissing: true), nil,
+                header)
         }
         let length = try storage.length()
         guard length <= UInt64(VMDKDescriptorFile.limit) else {
@@ -183,12 +185,6 @@ struct VMDKOpener {
         let (header, tableStorage) = try findTables(storage, length: fileLength)
         try checkCapacity(header.capacitySectors, length)
         let isCompressed = header.isCompressed
-        if request.isWritable, isCompressed {
-            throw DiskError(
-                .unsupported,
-                "a streamOptimized image cannot be written in place: make a snapshot with 'vdimg create --parent', "
-                    + "and mount that")
-        }
         let end = FileEndCell(fileLength)
         let number = try addStorage(storage, path)
         let isRebuilt = tableStorage !== storage
@@ -286,12 +282,6 @@ struct VMDKOpener {
     }
 
     private mutating func openSESparse(_ storage: any Storage, _ path: String, _ length: UInt64) throws(DiskError) {
-        if request.isWritable {
-            throw DiskError(
-                .unsupported,
-                "an seSparse extent can be read, not written: make a snapshot on it with 'vdimg create --parent', "
-                    + "and mount that")
-        }
         let header = try SESparseHeader(reading: storage)
         try checkCapacity(header.capacitySectors, length)
         let fileLength = try storage.length()
