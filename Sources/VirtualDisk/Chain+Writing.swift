@@ -36,8 +36,8 @@ extension Chain {
         }
     }
 
-    /// Writes a range of which the top image need not hold everything, for who has the range's regions alone: allocates,
-    /// completes blocks from below, commits.
+    /// Writes a range of which the top image need not hold everything, for who has the range's regions alone:
+    /// allocates, completes blocks from below, commits.
     ///
     /// `isZero`: the bytes are zeros, and need not be written to newly allocated space.
     func writeLocked(_ bytes: IOBytes, at offset: UInt64, isZero: Bool = false) throws(DiskError) {

@@ -73,6 +73,10 @@ private struct NoCompanions: CompanionOpener {
     ) throws(DiskError) -> (storage: any Storage, path: String) {
         throw DiskError(.refused, "'\(name.printable(limit: 200))' cannot be created here", image: imagePath)
     }
+
+    func removeCompanion(_ name: String, of imagePath: String) throws(DiskError) {
+        throw DiskError(.refused, "'\(name.printable(limit: 200))' cannot be removed here", image: imagePath)
+    }
 }
 
 /// Opens images and follows their links downwards.

@@ -62,7 +62,8 @@ struct FileFinder: CompanionOpener {
     /// Whether something is at a path that the user named.
     func exists(_ path: String) throws(DiskError) -> Bool { try resolve(path) != nil }
 
-    /// Which file is at a path, and whether it is one that can be removed with its image: no device. Nil: none is there.
+    /// Which file is at a path, and whether it is one that can be removed with its image: no device. Nil: none is
+    /// there.
     func file(at path: String) throws(DiskError) -> (identity: FileIdentity, isRegular: Bool)? {
         guard let found = try resolve(path) else { return nil }
         return (found.identity, found.isRegular)

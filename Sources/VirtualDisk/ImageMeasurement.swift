@@ -152,6 +152,8 @@ private final class UnmadeFiles: CompanionOpener {
         files.withLock { $0.append(file) }
         return (file, FileFinder.realFolder(of: imagePath) + "/" + name)
     }
+
+    func removeCompanion(_ name: String, of imagePath: String) {}
 }
 
 private final class UnmadeFile: Storage {

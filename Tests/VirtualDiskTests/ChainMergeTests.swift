@@ -4,8 +4,8 @@ import DiskTesting
 import Testing
 import VirtualDisk
 
-/// Images of a chain are merged, in every format, in both directions, neighbours and not, with and without images above:
-/// the disk shows what it did, all who can read it agree, and only the images involved changed.
+/// Images of a chain are merged, in every format, in both directions, neighbours and not, with and without images
+/// above: the disk shows what it did, all who can read it agree, and only the images involved changed.
 struct ChainMergeTests {
     /// What is merged into what: numbers from the top of a chain of four images.
     struct Pair: Sendable, CustomTestStringConvertible {

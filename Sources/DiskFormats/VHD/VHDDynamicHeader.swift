@@ -90,8 +90,8 @@ struct VHDDynamicHeader: Sendable, Equatable {
         self.blockSize = blockSize
     }
 
-    /// The 1024 bytes; what is reserved is taken from `bytes`, if they are given. At most 255 code units of the parent's
-    /// name are kept.
+    /// The 1024 bytes; what is reserved is taken from `bytes`, if they are given. At most 255 code units of the
+    /// parent's name are kept.
     func encode(over bytes: [UInt8]? = nil) -> [UInt8] {
         var fields = bytes.map { FieldWriter($0) } ?? FieldWriter(count: Self.byteCount)
         let variable = Self.nameOffset..<Self.locatorsOffset + Self.locatorCount * VHDParentLocator.byteCount

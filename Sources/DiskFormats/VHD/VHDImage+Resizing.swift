@@ -129,8 +129,8 @@ extension VHDImage {
         try storages[0].storage.flush()
     }
 
-    /// Enters blocks of zeros, which lie from `start` on, in a table whose first new entry lies at `place`; answers where
-    /// they end.
+    /// Enters blocks of zeros, which lie from `start` on, in a table whose first new entry lies at `place`; answers
+    /// where they end.
     private func addZeroBlocks(
         _ blocks: Range<UInt64>, entriesAt place: UInt64, from start: UInt64
     ) throws(DiskError) -> UInt64 {

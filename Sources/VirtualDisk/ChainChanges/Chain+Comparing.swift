@@ -2,8 +2,8 @@ internal import DiskImage
 internal import DiskStorage
 
 extension Chain {
-    /// Whether this chain shows what another does: only where `run`, the images that this one has and the other has not,
-    /// holds anything they can differ, and beyond the shorter one's end.
+    /// Whether this chain shows what another does: only where `run`, the images that this one has and the other has
+    /// not, holds anything they can differ, and beyond the shorter one's end.
     func shows(the other: Chain, where run: LayerRun, _ control: OperationControl) throws(DiskError) -> Bool {
         guard size == other.size else { return false }
         control.begin("comparing", total: size)

@@ -2,8 +2,8 @@ internal import DiskImage
 internal import DiskStorage
 
 extension Chain {
-    /// Makes the top image say by itself that a range is zeros wherever it says nothing and `below`, which will lie below
-    /// it later, may hold something; for who has the range's regions alone.
+    /// Makes the top image say by itself that a range is zeros wherever it says nothing and `below`, which will lie
+    /// below it later, may hold something; for who has the range's regions alone.
     ///
     /// What the top image holds itself is left alone. The chain shows zeros there before and afterwards.
     func maskZeros(_ range: Range<UInt64>, over below: Chain?) throws(DiskError) {

@@ -5,8 +5,8 @@ public import DiskStorage
 /// the other, the image above is told of its new parent, and the images that are not needed any more are removed.
 ///
 /// *Into a lower image* (backwards; "commit"): the target gets all that the images above it up to the source hold, and
-/// shows what the source did. *Into a higher one* (forwards; "stream"): the target gets what it does not hold itself, and
-/// shows what it did, over the image below the source.
+/// shows what the source did. *Into a higher one* (forwards; "stream"): the target gets what it does not hold itself,
+/// and shows what it did, over the image below the source.
 ///
 /// The disk shows the same bytes before, meanwhile and afterwards, also if the program or the machine dies at any
 /// moment. What was stopped is begun again with the same call, and goes on where it was. What children compare (VMDK's

@@ -4,12 +4,12 @@ public import DiskStorage
 
 /// Gives an image another parent, or none.
 ///
-/// The disk shows the same bytes as before: where the new parent shows others than the old one, the image gets those that
-/// the old one shows. Only after that, and durably, the new parent is recorded; so the disk shows the same, and belongs
-/// to its old parent, whenever it is stopped before, and what was copied need not be copied again.
+/// The disk shows the same bytes as before: where the new parent shows others than the old one, the image gets those
+/// that the old one shows. Only after that, and durably, the new parent is recorded; so the disk shows the same, and
+/// belongs to its old parent, whenever it is stopped before, and what was copied need not be copied again.
 ///
-/// With ``isUnsafe`` nothing but the name of the parent is changed: for a parent that was moved or renamed, or is a copy
-/// of the old one. Then the old one need not be there.
+/// With ``isUnsafe`` nothing but the name of the parent is changed: for a parent that was moved or renamed, or is a
+/// copy of the old one. Then the old one need not be there.
 public struct ChainRebase: Sendable {
     /// The image.
     public var path: String

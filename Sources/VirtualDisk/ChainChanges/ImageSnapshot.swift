@@ -3,8 +3,8 @@ internal import DiskImage
 public import DiskStorage
 internal import SystemPackage
 
-/// Makes a new image over the top one of a chain, so that the disk as it is now stays: what is written from now on goes to
-/// the new image, which is the one to be used.
+/// Makes a new image over the top one of a chain, so that the disk as it is now stays: what is written from now on goes
+/// to the new image, which is the one to be used.
 public struct ImageSnapshot: Sendable {
     /// The image that shall stay as it is.
     public var path: String

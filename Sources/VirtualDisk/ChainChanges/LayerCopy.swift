@@ -1,11 +1,11 @@
 internal import DiskImage
 internal import DiskStorage
 
-/// Copies what a run of images holds into the image below them or above them, region by region, so that their chain shows
-/// the same bytes before, in between and afterwards.
+/// Copies what a run of images holds into the image below them or above them, region by region, so that their chain
+/// shows the same bytes before, in between and afterwards.
 ///
-/// *Downwards*, the target gets everything that the run holds: what lies in it there does not show anyway. *Upwards*, it
-/// gets what it does not hold itself: what it shows there already. So nobody who reads the chain sees a difference,
+/// *Downwards*, the target gets everything that the run holds: what lies in it there does not show anyway. *Upwards*,
+/// it gets what it does not hold itself: what it shows there already. So nobody who reads the chain sees a difference,
 /// whenever it stops; and done again, it goes on.
 struct LayerCopy: Sendable {
     enum Direction: Sendable {

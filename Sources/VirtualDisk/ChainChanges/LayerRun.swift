@@ -18,7 +18,8 @@ struct LayerRun: Sendable {
 
     init(_ layers: ArraySlice<Layer>) { self.layers = layers }
 
-    /// Calls `body` with the pieces of a range, in order, neighbours of one kind joined; `body` answers whether to go on.
+    /// Calls `body` with the pieces of a range, in order, neighbours of one kind joined; `body` answers whether to go
+    /// on.
     func forEachPiece(
         of range: Range<UInt64>, _ body: (Range<UInt64>, Holding) throws(DiskError) -> Bool
     ) throws(DiskError) {

@@ -1,8 +1,8 @@
 internal import DiskImage
 internal import DiskStorage
 
-/// A chain whose images are opened to be changed: some for writing, the others to be read, all locked so that nobody else
-/// changes them meanwhile.
+/// A chain whose images are opened to be changed: some for writing, the others to be read, all locked so that nobody
+/// else changes them meanwhile.
 struct OpenedChain {
     /// The images, the top one first.
     let layers: [Layer]
