@@ -74,11 +74,32 @@ public protocol ImageBackend: AnyObject, Sendable {
     var properties: [ImageProperty] { get }
     /// The internal snapshots that it holds, the oldest first as a rule.
     var snapshots: [InternalSnapshot] { get }
+
+    /// How an image of the same kind is created, in one file that grows with what is written.
+    /// ``DiskError/Kind/unsupported`` where it is of another kind, or has in it what a new one would not have.
+    func creationSettings() throws(DiskError) -> CreationSettings
+}
+
+/// How an image is created, beside its size, its unit of allocation and what it says of itself.
+public struct CreationSettings: Sendable, Equatable {
+    /// The format's name for the kind of image; nil: its usual one.
+    public var variant: String?
+    /// What the format alone understands.
+    public var options: [String: String]
+
+    public init(variant: String? = nil, options: [String: String] = [:]) {
+        self.variant = variant
+        self.options = options
+    }
 }
 
 extension ImageBackend {
     public func prepareForUse() throws(DiskError) {}
     public var snapshots: [InternalSnapshot] { [] }
+
+    public func creationSettings() throws(DiskError) -> CreationSettings {
+        throw DiskError(.unsupported, "images of this kind are not made anew from an old one", image: files.first)
+    }
 
     /// Most formats store what is written.
     public var dropsZeroBlocks: Bool { false }

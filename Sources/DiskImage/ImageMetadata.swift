@@ -60,6 +60,8 @@ public struct ImageChanges: Sendable {
     public var metadata = ImageMetadata()
     /// Another parent, or none; nil: as it is.
     public var parent: ParentChange?
+    /// VMDK's content identifier (CID), for a copy that takes an image's place; other formats have none.
+    public var contentID: UInt32?
 
     public init() {}
 
@@ -73,7 +75,7 @@ public struct ImageChanges: Sendable {
     }
 
     /// Whether nothing shall be different.
-    public var isEmpty: Bool { metadata.fields.isEmpty && parent == nil }
+    public var isEmpty: Bool { metadata.fields.isEmpty && parent == nil && contentID == nil }
 }
 
 /// A back end that can change what its image says of itself, and the size of its disk.

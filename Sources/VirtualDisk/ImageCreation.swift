@@ -28,6 +28,9 @@ public struct NewImage: Sendable {
     /// Folders from which the parent's own parents may come.
     public var allowedFolders: [String] = []
 
+    /// Where it will be in the end, if not at ``path``: what it records of its parent leads there from here.
+    var recordedPath: String?
+
     public init(path: String) { self.path = path }
 
     /// Creates the image. On failure nothing is left behind.
@@ -61,7 +64,7 @@ public struct NewImage: Sendable {
         var description: CreateRequest.ParentDescription?
         if let parent {
             let chain = try openParent(parent)
-            description = Self.describe(chain[...], for: path)
+            description = Self.describe(chain[...], for: recordedPath ?? path)
             size = size ?? chain[0].backend.virtualSize
         }
         guard let size else { throw DiskError(.invalidArgument, "a new image needs a size", image: path) }

@@ -18,6 +18,7 @@ struct ConvertCommand: ParsableCommand {
               vdimg convert --format vmdk --variant stream disk.qcow2 - | ssh host 'cat >disk.vmdk'
               vdimg convert --parent base.vhdx child.vmdk child.vhdx
               vdimg convert --overwrite disk.vmdk /dev/sdb
+              vdimg convert --in-place --to qcow2 --compress disk.img
             """)
 
     @OptionGroup var source: ImageOptions
@@ -37,14 +38,21 @@ struct ConvertCommand: ParsableCommand {
         help: ArgumentHelp("What the new image's format alone knows (repeatable).", valueName: "NAME=VALUE"))
     var options: [String] = []
     @Flag(help: "Copy every image of the chain, over each other, into the folder TARGET.") var keepChain = false
+    @Flag(help: "Put the new image in SOURCE's place, in one step, when it is complete.") var inPlace = false
     @Flag(name: .shortAndLong, help: "Compress the blocks of a QCOW2.") var compress = false
     @Flag(help: "Read the new image back and compare.") var verify = false
     @Flag(help: "TARGET is there: a device, or an image, whose content is replaced.") var overwrite = false
     @Flag(help: "Copy data even where files could share it.") var noReflink = false
     @Argument(help: "The image to copy; - is standard input.", completion: .file()) var from: String
-    @Argument(help: "The new image; - is standard output.", completion: .file()) var to: String
+    @Argument(help: "The new image; - is standard output.", completion: .file()) var to: String?
 
     func validate() throws {
+        guard inPlace == (to == nil) else {
+            throw ValidationError(inPlace ? "--in-place takes one image, and no TARGET" : "give the new image's name")
+        }
+        if inPlace, keepChain || parent != nil || size != nil || overwrite || from == "-" {
+            throw ValidationError("--in-place keeps the image's size and its parent")
+        }
         if keepChain, targetFormat == nil { throw ValidationError("--keep-chain needs the new --to format") }
         if keepChain, parent != nil || size != nil || compress || overwrite || from == "-" || to == "-" {
             throw ValidationError("--keep-chain copies images as they are, into a folder")
@@ -60,9 +68,10 @@ struct ConvertCommand: ParsableCommand {
     func run() throws {
         let options = try keyValues(options)
         try progress.run { (control) throws(DiskError) in
-            if keepChain { return try convertChain(options, control) }
+            guard let to else { return try replace(options, control) }
+            if keepChain { return try convertChain(to, options, control) }
             if to == "-" { return try writeToOutput(control) }
-            let conversion = makeConversion(options)
+            let conversion = makeConversion(to, options)
             if from == "-" {
                 try conversion.run(reading: STDIN_FILENO, spoolFolder: folder(of: to), control)
             } else {
@@ -71,7 +80,21 @@ struct ConvertCommand: ParsableCommand {
         }
     }
 
-    private func convertChain(_ options: [String: String], _ control: OperationControl) throws(DiskError) {
+    private func replace(_ options: [String: String], _ control: OperationControl) throws(DiskError) {
+        var replacement = ImageReplacement(from, options: source.diskOptions())
+        replacement.format = targetFormat
+        replacement.variant = variant
+        replacement.blockSize = blockSize?.bytes
+        replacement.formatOptions = options
+        replacement.compresses = compress
+        replacement.sharesBlocks = !noReflink
+        replacement.verifies = verify
+        try replacement.run(control)
+    }
+
+    private func convertChain(
+        _ to: String, _ options: [String: String], _ control: OperationControl
+    ) throws(DiskError) {
         var conversion = ChainConversion(
             from: from, options: source.diskOptions(), to: to, format: targetFormat ?? "")
         conversion.variant = variant
@@ -125,7 +148,7 @@ struct ConvertCommand: ParsableCommand {
         return slash == path.startIndex ? "/" : String(path[..<slash])
     }
 
-    private func makeConversion(_ options: [String: String]) -> ImageConversion {
+    private func makeConversion(_ to: String, _ options: [String: String]) -> ImageConversion {
         var target = NewImage(path: to)
         target.size = size?.bytes
         target.format = targetFormat

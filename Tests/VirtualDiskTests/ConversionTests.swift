@@ -31,7 +31,7 @@ struct ConversionTests {
 
     static let targets = made.flatMap { row in row.ours.map { Target(row: row, making: $0) } }
 
-    private static func judge(
+    static func judge(
         _ target: Target, _ path: String, _ model: DiskModel, _ folder: TemporaryFolder, _ context: String
     ) throws {
         let disk = try Disk.open(path, options: target.row.options(isWritable: false))

@@ -34,6 +34,7 @@ extension VMDKImage: EditableBackend {
             var text = file.text
             if let parent = changes.parent { try setParent(parent, in: &text) }
             try set(changes.metadata, in: &text)
+            if let number = changes.contentID { text.contentID = number }
             if changes.parent != nil, file.text.hasParent, !file.isMissing { try clearOldParentNames() }
             try file.replaceAtomically(with: text)
         }

@@ -1,0 +1,118 @@
+import DiskImage
+import DiskStorage
+import DiskTesting
+import Testing
+
+@testable import VirtualDisk
+
+/// An image that is made anew in its own place shows the same, is smaller where it could be, and still belongs to its
+/// parents and children; whenever it is stopped, one of the two images is there as a whole.
+struct ImageReplacementTests {
+    private static let size = (5 << 20) + 3 * 512
+    private static let pool = RandomPool(seed: 23)
+    static let formats = FormatRow.all.filter { !$0.ours.isEmpty && $0.child != nil }
+
+    /// In the middle of a chain, in the same format: its children do not notice.
+    @Test(arguments: formats) func compactsInTheMiddleOfAChain(_ row: FormatRow) throws {
+        let folder = try TemporaryFolder()
+        var image = try MatrixImage.base(row, in: folder, size: Self.size, pool: Self.pool)
+        try image.weWrite("the base")
+        try image.makeSnapshot(row)
+        try image.weWrite("the middle")
+        let middle = image.path
+        try image.makeSnapshot(row)
+        try image.weWrite("the top")
+        for path in [middle, image.path] {
+            let before = try #require(try ImageInformation.read(path).first)
+            var replacement = ImageReplacement(path)
+            replacement.verifies = true
+            try replacement.run()
+            try image.weRead("\(row.format), after \(path) was made anew")
+            let after = try #require(try ImageInformation.read(path).first)
+            #expect(after.identity == before.identity)
+            #expect(after.blockSize == before.blockSize)
+            #expect(after.allocatedBytes <= before.allocatedBytes + (64 << 10))
+            let report = try ImageCheck.run(path)
+            #expect(report.findings.allSatisfy { $0.severity == .note }, "\(report.findings)")
+        }
+        #expect(try Peer.run("ls", "-A", folder.path).contains(".new") == false)
+        let judges = try Judge.compare(row, image.path, over: [row, row], with: image.model, in: folder)
+        #expect(judges > 0 || row.reader != nil || row.format == "vmdk")
+    }
+
+    /// To another format: the name stays, the extents of the old one go.
+    @Test(arguments: formats) func convertsInPlace(_ row: FormatRow) throws {
+        let folder = try TemporaryFolder()
+        var split = NewImage(path: folder.file("disk.vmdk"))
+        split.size = UInt64(Self.size)
+        split.variant = "split"
+        split.options = ["split-size": "1048576"]
+        try split.create()
+        var generator = SeededGenerator(seed: 3)
+        var model = DiskModel(size: Self.size)
+        let data = Self.pool.bytes(700_000, using: &generator)
+        model.write(data, at: 900_000)
+        let disk = try Disk.open(split.path, options: DiskOptions(isWritable: true))
+        try disk.write(data, at: 900_000)
+        try disk.close()
+        var replacement = ImageReplacement(split.path)
+        replacement.format = row.format
+        replacement.verifies = true
+        try replacement.run()
+        #expect(try Peer.run("ls", "-A", folder.path) == "disk.vmdk\n")
+        let target = ConversionTests.Target(row: row, making: .init())
+        try ConversionTests.judge(target, split.path, model, folder, "in place, to \(row.format)")
+    }
+
+    /// Stopped anywhere, the old image is as it was.
+    @Test(arguments: formats) func cancelled(_ row: FormatRow) throws {
+        let folder = try TemporaryFolder()
+        var image = try MatrixImage.base(row, in: folder, size: Self.size, pool: Self.pool)
+        try image.weWrite("the base")
+        let before = try folder.snapshotOfAll()
+        for fraction in [0.0, 0.5] {
+            let holder = Locked<OperationControl?>(nil)
+            let control = OperationControl { progress in
+                if progress.fraction >= fraction { holder.withLock { $0?.cancel() } }
+            }
+            holder.withLock { $0 = control }
+            do throws(DiskError) {
+                try ImageReplacement(image.path).run(control)
+                Issue.record("\(row.format) was not stopped")
+            } catch {
+                #expect(error.kind == .cancelled, "\(error)")
+            }
+            holder.withLock { $0 = nil }
+            #expect(try folder.snapshotOfAll() == before)
+        }
+    }
+
+    /// What cannot be put in place in one step, or would lose something, is refused.
+    @Test func refusals() throws {
+        let folder = try TemporaryFolder()
+        var image = NewImage(path: folder.file("disk.qcow2"))
+        image.size = 1 << 20
+        try image.create()
+        try Peer.run("qemu-img", "snapshot", "-c", "one", image.path)
+        let before = try folder.snapshotOfAll()
+        #expect(throws: DiskError.self) { try ImageReplacement(image.path).run() }
+        var several = ImageReplacement(image.path)
+        several.format = "vmdk"
+        several.variant = "split-fixed"
+        #expect(throws: DiskError.self) { try several.run() }
+        #expect(try folder.snapshotOfAll() == before)
+        #expect(try Peer.run("ls", "-A", folder.path) == "disk.qcow2\n")
+    }
+
+    /// What a killed run has left is cleared away by the next.
+    @Test func leftoversGo() throws {
+        let folder = try TemporaryFolder()
+        var image = NewImage(path: folder.file("disk.qed"))
+        image.size = 1 << 20
+        try image.create()
+        try Peer.run("mkdir", folder.file(".disk.qed.new"))
+        _ = try folder.write([1, 2, 3], to: ".disk.qed.new/disk.qed")
+        try ImageReplacement(image.path).run()
+        #expect(try Peer.run("ls", "-A", folder.path) == "disk.qed\n")
+    }
+}
