@@ -78,19 +78,19 @@ struct ResizeTests {
             report.remaining(.loss) + report.remaining(.repairable) == 0,
             "\(test.testDescription): \(report.findings.prefix(3))")
         guard let peer = test.row.peer else { return }
-        // A sparse file that holds the same.
-        let raw = folder.file("judge.raw")
-        let storage = try FileStorage(creating: raw)
-        try storage.write(image.model.bytes, at: 0, for: .guestData)
-        try storage.setLength(large)
-        try storage.write(last, at: UInt64(Self.size) + 1_000_000, for: .guestData)
-        try storage.write(last, at: large - 512, for: .guestData)
         if test.row.isCheckedByPeer { try Peer.run("qemu-img", "check", "-q", "-f", peer, image.path) }
-        try Peer.run("qemu-img", "compare", "-q", "-f", "raw", "-F", peer, raw, image.path)
-        if let reader = test.row.reader, reader != "vdi.py" {
+        // (Whole disks of such sizes it reads for hours where it knows nothing of holes.)
+        for (value, offset) in [(image.model.bytes.slice(0, 1 << 20), 0 as UInt64), (last, large - 512)] {
+            let part = folder.file("part.raw")
+            unsafe unlink(part)
             try Peer.run(
-                "python3", #filePath.replacing("VirtualDiskTests/ResizeTests.swift", with: "Readers/" + reader),
-                "check", image.path)
+                "qemu-img", "dd", "-f", peer, "-O", "raw", "bs=\(value.count)", "skip=\(offset / UInt64(value.count))",
+                "count=\(offset / UInt64(value.count) + 1)", "if=\(image.path)", "of=\(part)")
+            #expect(try folder.read("part.raw") == value, "\(test.testDescription): QEMU at byte \(offset)")
+        }
+        if let reader = test.row.reader, reader != "vdi.py" {
+            let script = #filePath.replacing("VirtualDiskTests/ResizeTests.swift", with: "Readers/" + reader)
+            try Peer.run("python3", script, "check", image.path)
         }
     }
 
