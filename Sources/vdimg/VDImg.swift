@@ -9,7 +9,7 @@ import VirtualDisk
 struct VDImg: ParsableCommand {
     static func main() {
         ProcessPreparation.run()
-        main(nil)
+        main(SizeChange.protecting(Array(CommandLine.arguments.dropFirst())))
     }
 
     static let configuration = CommandConfiguration(
@@ -28,6 +28,7 @@ struct VDImg: ParsableCommand {
               vdimg snapshot disk.vmdk
               vdimg merge disk-001.vmdk
               vdimg rebase --parent other.vmdk child.vmdk
+              vdimg resize disk.vmdk +10G
 
             EXIT STATUS
               0 well; 1 the operation failed; 2 check found what needs repair; 3 check found loss that
@@ -37,7 +38,7 @@ struct VDImg: ParsableCommand {
         subcommands: [
             InfoCommand.self, CreateCommand.self, ConvertCommand.self, MapCommand.self, CheckCommand.self,
             SnapshotCommand.self, MergeCommand.self, RebaseCommand.self, CompareCommand.self, MeasureCommand.self,
-            SetCommand.self, FormatsCommand.self, CacheCommand.self,
+            ResizeCommand.self, SetCommand.self, FormatsCommand.self, CacheCommand.self,
         ])
 }
 

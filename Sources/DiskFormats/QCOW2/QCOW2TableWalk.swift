@@ -136,7 +136,7 @@ struct QCOW2TableWalk {
                 }
                 counts.add(l2Offset >> clusterBits)
                 if seen.insert(l2Offset >> clusterBits, entryCount: map.l2EntryCount) {
-                    try walkL2(l2Offset, first: (place - l1Offset) / 8 << (map.coverageShift - clusterBits), owner)
+                    try walkL2(l2Offset, first: ((place - l1Offset) / 8) << (map.coverageShift - clusterBits), owner)
                 }
             }
             place += 8

@@ -175,13 +175,14 @@ extension VHDFooter {
         }
     }
 
-    /// Notes another size, and a geometry by which the disk has it.
+    /// Notes another size, and a geometry by which the disk has it. The original size, which is that of the image when it
+    /// was made and means nothing, becomes the same: libvhdi takes it for the disk's.
     mutating func setSize(_ size: UInt64, _ asked: VHDSizeRule?) throws(DiskError) {
         guard size > 0, size % 512 == 0, size <= VHDCreator.sizeLimit else {
             throw DiskError(
                 .unsupported, "a disk of \(size) bytes cannot be: a VHD's has a multiple of 512, up to 2040 GiB")
         }
-        currentSize = size
+        (originalSize, currentSize) = (size, size)
         geometry = asked == .chs ? DiskGeometry(vhdSectorCount: size / 512) : .newVHD(size: size)
         guard (asked ?? VHDSizeRule(self)).size(self) == size else {
             let below = geometry.byteCount

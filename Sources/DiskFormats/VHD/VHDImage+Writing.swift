@@ -123,7 +123,7 @@ extension VHDImage {
             case .absent where entry == .max:
                 let stop = try table.endOfRun(
                     of: .max, in: tableOffset + block * 4..<tableOffset + (offset + length - 1) >> shift * 4 + 4)
-                position = (stop - tableOffset) / 4 << shift
+                position = ((stop - tableOffset) / 4) << shift
                 continue
             case .absent:
                 try store(.max, at: tableOffset + block * 4, .directory)

@@ -21,7 +21,8 @@ extension VHDXImage: EditableBackend {
         try changes.check(settable: settable, of: "VHDX")
         let storage = storages[0].storage
         var region = try VHDXMetadataRegion(storage, structure.metadataRange)
-        if let uuid = changes.metadata.uuid { try region.setVirtualDiskID(uuid) }
+        // [MS-VHDX] 2.6.2.3: a child shows the ID of its parent's disk.
+        if let uuid = changes.metadata.uuid ?? parentDiskID(changes) { try region.setVirtualDiskID(uuid) }
         let locator = try newLocator(changes)
         switch changes.parent {
         case .image: try region.setParent(locator)
@@ -38,6 +39,12 @@ extension VHDXImage: EditableBackend {
         try commit(pages)
         if losesParent { try removeBitmaps() }
         if let guid = changes.metadata.modificationUUID { try writer.setDataWriteGUID(guid) }
+    }
+
+    /// The ID of a new parent's disk.
+    private func parentDiskID(_ changes: ImageChanges) -> DiskUUID? {
+        guard case .image(let parent) = changes.parent, parent.format == format else { return nil }
+        return parent.identity.uuid
     }
 
     /// The parent locator as it shall be; nil: none.
