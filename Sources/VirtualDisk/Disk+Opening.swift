@@ -13,13 +13,22 @@ extension Disk {
         let opener = ChainOpener(options: options)
         guard options.snapshot == nil || !options.isWritable || options.overlay != nil else {
             throw DiskError(
-                .invalidArgument, "an internal snapshot cannot be written; with an overlay its disk can", image: path)
+                .invalidArgument, "an internal snapshot cannot be written; with an overlay its disk can",
+                image: opener.finder.shownName(path))
         }
-        let mode: OpenMode = options.isWritable && options.overlay == nil ? .readWrite : .readOnly
         var topFiles = 0
-        var layers = try opener.open(path, mode: mode, withParents: true) {
+        let layers = try opener.open(path, mode: options.mode, withParents: true) {
             topFiles = opener.finder.opened?.withLock { $0.count } ?? 0
         }
+        return try make(layers, topFiles: topFiles, opener, options)
+    }
+
+    /// The disk of these images, all of whose files are open; `topFiles` of them belong to the top one.
+    static func make(
+        _ images: [Layer], topFiles: Int, _ opener: ChainOpener, _ options: DiskOptions
+    ) throws(DiskError) -> Disk {
+        var layers = images
+        let mode = options.mode
         if mode == .readWrite {
             do throws(DiskError) { try layers[0].backend.prepareForUse() } catch { throw error.about(layers[0].path) }
         }
@@ -44,7 +53,7 @@ struct ChainOpener {
         cache = TableCache(capacity: options.tableCacheSize)
         finder = FileFinder(
             allowedFolders: options.allowedFolders, locks: options.locksImages, notesFiles: options.cache != nil,
-            wrap: options.wrapStorage)
+            wrap: options.wrapStorage, provider: options.storageProvider)
     }
 
     /// Opens the image at `path` and, if asked, everything below it; the top one first. `topIsOpen` is called when that
@@ -53,6 +62,7 @@ struct ChainOpener {
         _ path: String, mode: OpenMode, withParents: Bool, topIsOpen: () -> Void = {}
     ) throws(DiskError) -> [Layer] {
         let file = try finder.open(path, isWritable: mode == .readWrite)
+        let path = finder.shownName(path)
         let driver = try driver(for: file.storage, path: path, mode: mode)
         if let snapshot = options.snapshot, !driver.capabilities.contains(.snapshots) {
             throw DiskError(
@@ -89,10 +99,10 @@ struct ChainOpener {
 
     func openLayer(
         _ driver: any ImageDriver, _ storage: any Storage, _ path: String, _ mode: OpenMode, shownAs name: String,
-        snapshot: String? = nil
+        snapshot: String? = nil, companions: (any CompanionOpener)? = nil
     ) throws(DiskError) -> Layer {
         let request = OpenRequest(
-            storage: storage, path: path, mode: mode, cache: cache, companions: finder,
+            storage: storage, path: path, mode: mode, cache: cache, companions: companions ?? finder,
             formatOptions: options.formatOptions, snapshot: snapshot)
         do throws(DiskError) {
             return Layer(try driver.open(request), path: name)
@@ -144,7 +154,7 @@ struct ChainOpener {
 
     private func realPath(of layer: Layer) throws(DiskError) -> String { layer.backend.files.first ?? layer.path }
 
-    private func parentDriver(
+    func parentDriver(
         _ link: ParentLink, _ storage: any Storage, _ path: String, of childPath: String
     ) throws(DiskError) -> any ImageDriver {
         if let name = link.format { return try Formats.all.driver(named: name) }

@@ -12,6 +12,7 @@ public enum ImageCheck {
         let opener = ChainOpener(options: options)
         let mode: OpenMode = repair ? .readWrite : .readOnly
         let file = try opener.finder.open(path, isWritable: repair)
+        let path = opener.finder.shownName(path)
         let driver = try opener.driver(for: file.storage, path: path, mode: .readOnly)
         let request = OpenRequest(
             storage: file.storage, path: file.path, mode: mode, cache: opener.cache, companions: opener.finder,

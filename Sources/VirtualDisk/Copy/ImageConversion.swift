@@ -117,6 +117,7 @@ public struct ImageConversion: Sendable {
         let unsynced = Locked<[UnsyncedStorage]>([])
         var options = DiskOptions(isWritable: true, format: target.format, allowedFolders: target.allowedFolders)
         options.formatOptions = target.parentOptions
+        options.storageProvider = sourceOptions.storageProvider
         options.lazyFlushInterval = 0
         if !overwritesTarget {
             options.wrapStorage = { storage in
