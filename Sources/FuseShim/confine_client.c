@@ -32,9 +32,10 @@ enum { rule_for_path = 1, may_read = 1 << 2, may_list = 1 << 3, scopes_since = 6
 
 /* Where libraries find what they load as they go, names and certificates. */
 static const char *const readable[] = {
-    "/etc",  "/usr",  "/lib", "/lib32", "/lib64", "/run/systemd/resolve", "/run/resolvconf",
-    "/run/NetworkManager", "/run/connman", "/proc/sys", "/proc/self", "/dev/null", "/dev/urandom", "/dev/random",
-    "/sys/devices/system/cpu",
+    "/etc", "/usr", "/lib", "/lib32", "/lib64", "/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager",
+    "/run/connman", "/proc/sys", "/proc/self", "/dev/null", "/dev/urandom", "/dev/random", "/sys/devices/system/cpu",
+    /* wherever that may be */
+    "/etc/resolv.conf", "/etc/hosts",
 };
 
 static void allow_reading(int rules, const char *path) {
@@ -72,13 +73,13 @@ static void give_up_files(const char *const *files) {
 
 /* What no client of a server has use for. */
 static const char *const refused[] = {
-    "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "pidfd_open", "kcmp",
-    "mount", "umount2", "fsopen", "fsmount", "fsconfig", "open_tree", "move_mount", "mount_setattr", "pivot_root", "chroot",
-    "unshare", "setns", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter",
-    "io_uring_register", "add_key", "request_key", "keyctl", "init_module", "finit_module", "delete_module",
-    "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff", "open_by_handle_at", "settimeofday",
-    "clock_settime", "clock_adjtime", "adjtimex", "sethostname", "setdomainname", "acct", "quotactl", "iopl", "ioperm",
-    "personality", "listen", "accept", "accept4",
+    "execve", "execveat", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "pidfd_open",
+    "kcmp", "mount", "umount2", "fsopen", "fsmount", "fsconfig", "open_tree", "move_mount", "mount_setattr",
+    "pivot_root", "chroot", "unshare", "setns", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup",
+    "io_uring_enter", "io_uring_register", "add_key", "request_key", "keyctl", "init_module", "finit_module",
+    "delete_module", "kexec_load", "kexec_file_load", "reboot", "swapon", "swapoff", "open_by_handle_at",
+    "settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "sethostname", "setdomainname", "acct",
+    "quotactl", "iopl", "ioperm", "personality", "listen", "accept", "accept4",
 };
 
 static void give_up_system_calls(void) {

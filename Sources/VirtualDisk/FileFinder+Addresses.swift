@@ -42,7 +42,7 @@ extension FileFinder {
         let base = addresses.withLock { $0[imagePath] } ?? imagePath
         var refused: String?
         var missing: DiskError?
-        for name in names {
+        for name in names.flatMap(Self.candidates) {
             guard let address = provider.address(of: name, namedBy: base) else { continue }
             guard provider.permits(address) else {
                 refused = refused ?? provider.shownName(address)
@@ -57,6 +57,14 @@ extension FileFinder {
         }
         if let missing { throw missing }
         return (nil, refused)
+    }
+
+    /// What a stored name may mean: itself, and its last component beside the image.
+    private static func candidates(_ name: String) -> [String] {
+        guard let last = name.split(whereSeparator: { $0 == "/" || $0 == "\\" }).last.map(String.init), last != name,
+            !name.contains("://")
+        else { return [name] }
+        return [name, last]
     }
 
     /// FNV-1a with 64 bits.
