@@ -18,6 +18,7 @@ let package = Package(
     name: "vdmount",
     products: [
         .library(name: "VirtualDisk", targets: ["VirtualDisk"]),
+        .library(name: "DiskNetwork", targets: ["DiskNetwork"]),
         .executable(name: "vdmount", targets: ["vdmount"]),
         .executable(name: "vdumount", targets: ["vdumount"]),
         .executable(name: "vdimg", targets: ["vdimg"]),

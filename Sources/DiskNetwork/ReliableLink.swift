@@ -45,7 +45,8 @@ final class ReliableLink<Engine: ConnectionEngine>: Sendable {
         var failures = 0
         while true {
             let (connection, written) = try current()
-            switch connection.run(issue) {
+            // What the server has not written yet it writes in a flush.
+            switch connection.run(patience: kind == .flush ? 10 : 1, issue) {
             case .done(let operation) where operation.status == 0:
                 note(kind, written)
                 return operation

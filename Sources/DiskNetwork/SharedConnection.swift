@@ -31,6 +31,8 @@ protocol ConnectionEngine: AnyObject {
     var descriptor: Int32 { get }
     /// What to wait for there, as poll(2) has it.
     var events: Int16 { get }
+    /// Whether it broke, as far as is known without waiting.
+    var isDead: Bool { get }
     /// Goes on with what came; why the connection is lost, or nil.
     func service(_ events: Int16) -> String?
     /// Ends it; no callback comes after this.
@@ -96,11 +98,16 @@ final class SharedConnection<Engine: ConnectionEngine>: @unchecked Sendable {  /
     /// Issues a request and waits until it is done. `issue` is called under the lock, and hands the operation to the
     /// library; it answers why it could not, or nil. Memory that the request uses is in nobody's hands any more when
     /// this returns.
-    func run(_ issue: (Engine, PendingOperation) -> String?) -> Outcome {
-        let operation = PendingOperation(deadline: SuspendingClock.now + .seconds(timeout))
+    ///
+    /// - Parameter patience: How many times the usual time this may take.
+    func run(patience: Int = 1, _ issue: (Engine, PendingOperation) -> String?) -> Outcome {
+        let operation = PendingOperation(deadline: SuspendingClock.now + .seconds(timeout * patience))
         let failure: String? = state.withLock { state in
             guard let engine = state.engine else { return state.lossReason }
-            if let reason = issue(engine, operation) { return reason }
+            if let reason = issue(engine, operation) {
+                if engine.isDead { end(&state, reason) }
+                return reason
+            }
             state.operations[ObjectIdentifier(operation)] = operation
             if state.hasLeader, engine.events & Int16(POLLOUT) != 0 { wakeLeader() }
             return nil
@@ -157,13 +164,19 @@ final class SharedConnection<Engine: ConnectionEngine>: @unchecked Sendable {  /
                 if reason == nil, state.operations.values.contains(where: { !$0.isDone && $0.deadline < now }) {
                     reason = "the server has not answered for \(timeout) seconds"
                 }
-                if let reason {
-                    engine.close(isClean: false)
-                    state.engine = nil
-                    state.lossReason = reason
-                }
+                if let reason { end(&state, reason) }
             }
             self.state.changed()
         }
+    }
+
+    /// The connection broke: everybody is told.
+    private func end(_ state: inout State, _ reason: String) {
+        // A thread that polls the descriptor meanwhile comes back without it.
+        wakeLeader()
+        state.engine?.close(isClean: false)
+        state.engine = nil
+        state.lossReason = reason
+        self.state.changed()
     }
 }

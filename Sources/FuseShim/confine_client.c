@@ -96,6 +96,7 @@ static void give_up_system_calls(void) {
 }
 
 void fuseshim_confine_client(const char *const *files) {
+    prctl(PR_SET_NAME, "vd-storages");
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     give_up_files(files);
     fuseshim_give_up_capabilities();

@@ -27,6 +27,8 @@ final class HTTPTransfer: @unchecked Sendable {  // whoever took it from the sto
         var redirect: String?
         /// Bytes that are in the buffer.
         var received: Int
+        /// Whether the answer's header was cut off.
+        var isHeaderTooLong: Bool
         /// libcurl's words for a failure.
         var reason: String
     }
@@ -77,7 +79,7 @@ final class HTTPTransfer: @unchecked Sendable {  // whoever took it from the sto
             (CURLOPT_NOSIGNAL, 1), (CURLOPT_FOLLOWLOCATION, 0), (CURLOPT_NOPROGRESS, 1),
             (CURLOPT_SSL_VERIFYPEER, settings.isInsecure ? 0 : 1),
             (CURLOPT_SSL_VERIFYHOST, settings.isInsecure ? 0 : 2),
-            (CURLOPT_CONNECTTIMEOUT, timeout), (CURLOPT_LOW_SPEED_LIMIT, 1), (CURLOPT_LOW_SPEED_TIME, timeout),
+            (CURLOPT_CONNECTTIMEOUT, timeout), (CURLOPT_LOW_SPEED_LIMIT, 512), (CURLOPT_LOW_SPEED_TIME, timeout),
             // A server that keeps a request alive by a byte now and then does not keep it for good.
             (CURLOPT_TIMEOUT, timeout * 20), (CURLOPT_TCP_KEEPALIVE, 1),
             (CURLOPT_HTTP_VERSION, Int(CURL_HTTP_VERSION_2TLS)), (CURLOPT_BUFFERSIZE, 256 << 10),
@@ -122,11 +124,10 @@ final class HTTPTransfer: @unchecked Sendable {  // whoever took it from the sto
         unsafe curl_slist_free_all(list)
         var reason = unsafe String(cString: errorText)
         if reason.isEmpty { reason = unsafe curl_easy_strerror(code).map { unsafe String(cString: $0) } ?? "" }
-        if isHeaderTooLong { reason = "the header of its answer has more than \(HTTPResponse.headerLimit) bytes" }
         return Outcome(
             code: code.rawValue, status: unsafe ccurl_status(handle), response: response,
             redirect: unsafe ccurl_redirect(handle).map { unsafe String(cString: $0) }, received: received,
-            reason: reason.printable(limit: 300))
+            isHeaderTooLong: isHeaderTooLong, reason: reason.printable(limit: 300))
     }
 
     /// Takes bytes of the body; anything but their number ends the request.

@@ -16,6 +16,11 @@ enum HTTPVerdict {
     /// - Parameter state: What the file was before; nil for the first request, which may also reach beyond its end.
     init(_ outcome: HTTPTransfer.Outcome, _ wanted: ClosedRange<UInt64>, _ state: HTTPVersion?) {
         let response = outcome.response
+        guard !outcome.isHeaderTooLong else {
+            let limit = HTTPResponse.headerLimit
+            self = .failed(DiskError(.unsupported, "the header of the server's answer has more than \(limit) bytes"))
+            return
+        }
         if let failure = Self.failure(of: outcome) {
             self = failure
             return
@@ -49,8 +54,11 @@ enum HTTPVerdict {
             return
         }
         let expected = min(wanted.upperBound, total - 1) - wanted.lowerBound + 1
-        if UInt64(outcome.received) == expected, outcome.code == 0 {
-            self = .complete
+        if UInt64(outcome.received) >= expected {
+            let isMore = outcome.code == CURLE_WRITE_ERROR.rawValue || UInt64(outcome.received) > expected
+            self =
+                isMore
+                ? .failed(DiskError(.unsupported, "the server sends more bytes than it was asked for")) : .complete
         } else {
             let text = outcome.code == 0 ? "" : ": \(outcome.reason)"
             self = .passing(

@@ -115,6 +115,8 @@ final class ISCSIEngine: ConnectionEngine {
         unit.longestTransfer = (1 << 20) / unit.blockSize
         unit.isReadOnly = try isWriteProtected()
         readLimits(&unit, isProvisioned: isProvisioned)
+        // From now on the connection minds the time, and a flush has more of it.
+        if let context = unsafe context { unsafe _ = iscsi_set_timeout(context, 0) }
         return unit
     }
 
@@ -203,6 +205,8 @@ final class ISCSIEngine: ConnectionEngine {
         return Int16(truncatingIfNeeded: unsafe iscsi_which_events(context))
     }
 
+    var isDead: Bool { unsafe context == nil }
+
     func service(_ happened: Int16) -> String? {
         guard let context = unsafe context else { return "the connection is closed" }
         return unsafe iscsi_service(context, Int32(happened)) == 0 ? nil : reason()
@@ -238,9 +242,11 @@ final class ISCSIEngine: ConnectionEngine {
             let code = sense.key == SCSI_SENSE_ILLEGAL_REQUEST ? EOPNOTSUPP : EIO
             operation.finish(code, "\(key), \(more)", isPassing: sense.key == SCSI_SENSE_UNIT_ATTENTION)
         } else {
+            // Cancelled, timed out: what the library adds to the statuses of SCSI.
+            let isOurs = UInt32(bitPattern: status) >= SCSI_STATUS_CANCELLED.rawValue
             let isBusy = [SCSI_STATUS_BUSY.rawValue, SCSI_STATUS_TASK_SET_FULL.rawValue].contains(
                 UInt32(bitPattern: status))
-            operation.finish(EIO, "the target answers with status \(status)", isPassing: isBusy)
+            operation.finish(EIO, "the target answers with status \(status)", isPassing: isBusy || isOurs)
         }
         if let task = unsafe task { unsafe scsi_free_scsi_task(task) }
     }

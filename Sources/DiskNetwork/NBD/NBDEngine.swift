@@ -125,6 +125,11 @@ final class NBDEngine: ConnectionEngine {
         return Int16(truncatingIfNeeded: events)
     }
 
+    var isDead: Bool {
+        guard let handle = unsafe handle else { return true }
+        return unsafe nbd_aio_is_dead(handle) == 1 || nbd_aio_is_closed(handle) == 1
+    }
+
     func service(_ happened: Int16) -> String? {
         guard let handle = unsafe handle else { return "the connection is closed" }
         // Another thread may have issued a request meanwhile, after which other events are waited for.
@@ -158,7 +163,9 @@ final class NBDEngine: ConnectionEngine {
                 guard let context = unsafe context, let error = unsafe error else { return 1 }
                 let operation = unsafe Unmanaged<PendingOperation>.fromOpaque(context).takeUnretainedValue()
                 let code = unsafe error.pointee
-                operation.finish(code, code == 0 ? "" : DiskError.describe(errno: code))
+                // The library ends with these what was on its way when the connection broke.
+                let isLost = code == ENOTCONN || code == ESHUTDOWN
+                operation.finish(code, code == 0 ? "" : DiskError.describe(errno: code), isPassing: isLost)
                 return 1
             }, user_data: Unmanaged.passUnretained(operation).toOpaque(), free: nil)
     }

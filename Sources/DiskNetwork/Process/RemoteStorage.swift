@@ -43,8 +43,11 @@ final class RemoteStorage: Storage {
                 else { throw StorageProcess.isGone }
                 count = answer.byteCount
             }
+            // What was asked for lies inside: bytes that are not there must not be taken for zeros.
+            guard count == piece.count else {
+                throw .system(EIO, "read \(piece.count) bytes: \(count) came", image: name, offset: question.offset)
+            }
             done += count
-            if count < piece.count { break }
         }
         return done
     }

@@ -12,7 +12,6 @@ extension StorageProcess {
     public static func serve(_ arguments: [String], confine: (_ files: [String]) -> Void) -> Never {
         guard arguments.count == 3, let count = Int(arguments[2]), (1...mostChannels).contains(count) else { _exit(64) }
         signal(SIGPIPE, SIG_IGN)
-        unsafe _ = pthread_setname_np(pthread_self(), "vd-storages")
         closeOthers(from: firstChannel + Int32(count))
         let server = StorageServer()
         guard server.configure(from: firstChannel, confine) else { _exit(1) }
