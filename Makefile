@@ -18,9 +18,11 @@ SWIFT_MINIMUM := 6.2
 PACKAGES := \
     make gcc g++ pkg-config git ca-certificates \
     libfuse3-dev fuse3 libseccomp-dev libdeflate-dev libisal-dev libzstd-dev \
+    libcurl4-openssl-dev libnbd-dev libiscsi-dev \
     qemu-utils qemu-system-common libvmdk-utils libvhdi-utils libqcow-utils \
     fdisk parted gdisk btrfs-progs dosfstools exfatprogs f2fs-tools ntfs-3g cryptsetup-bin genisoimage squashfs-tools \
-    fio e2fsprogs xfsprogs mount util-linux procps strace python3 xz-utils zstd systemd
+    fio e2fsprogs xfsprogs mount util-linux procps strace python3 xz-utils zstd systemd \
+    nbdkit tgt openssl
 
 # What the Debian package needs on top: to build and lint it, and to try it in a Debian tree and on a booted machine.
 DEB_PACKAGES  := build-essential debhelper lintian mandoc debootstrap
@@ -77,7 +79,8 @@ check-swift:
 .PHONY: deps
 deps: check-swift
 	@if ! command -v dpkg-query >/dev/null; then \
-	    if command -v pkg-config >/dev/null && pkg-config --exists fuse3 libseccomp libdeflate libisal libzstd; then exit 0; fi; \
+	    if command -v pkg-config >/dev/null && pkg-config --exists fuse3 libseccomp libdeflate libisal libzstd \
+	        libcurl libnbd libiscsi; then exit 0; fi; \
 	    echo "make deps: this is not a Debian system: install the equivalents of: $(strip $(PACKAGES))" >&2; exit 1; \
 	fi; \
 	missing=(); \

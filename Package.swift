@@ -18,6 +18,7 @@ let package = Package(
     name: "vdmount",
     products: [
         .library(name: "VirtualDisk", targets: ["VirtualDisk"]),
+        .library(name: "DiskNetwork", targets: ["DiskNetwork"]),
         .executable(name: "vdmount", targets: ["vdmount"]),
         .executable(name: "vdumount", targets: ["vdumount"]),
         .executable(name: "vdimg", targets: ["vdimg"]),
@@ -33,6 +34,9 @@ let package = Package(
         .systemLibrary(name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
         .systemLibrary(name: "CSeccomp", pkgConfig: "libseccomp", providers: [.apt(["libseccomp-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+        .systemLibrary(name: "CCurl", pkgConfig: "libcurl", providers: [.apt(["libcurl4-openssl-dev"])]),
+        .systemLibrary(name: "CNBD", pkgConfig: "libnbd", providers: [.apt(["libnbd-dev"])]),
+        .systemLibrary(name: "CISCSI", pkgConfig: "libiscsi", providers: [.apt(["libiscsi-dev"])]),
         .target(name: "CLinux"),
 
         .target(name: "DiskStorage", dependencies: ["CLinux", systemPackage], swiftSettings: strict),
@@ -47,6 +51,10 @@ let package = Package(
             dependencies: ["DiskFormats", "DiskImage", "DiskPartitions", "DiskStorage", "CLinux", systemPackage],
             swiftSettings: strict),
 
+        .target(
+            name: "DiskNetwork", dependencies: ["DiskStorage", "CLinux", "CCurl", "CNBD", "CISCSI"],
+            swiftSettings: strict),
+
         .target(name: "FuseShim", dependencies: ["CFuse3", "CSeccomp"]),
         .target(name: "FuseHost", dependencies: ["FuseShim"], swiftSettings: strict),
 
@@ -54,15 +62,18 @@ let package = Package(
         .executableTarget(
             name: "vdmount",
             dependencies: [
-                "VirtualDisk", "DiskImage", "DiskPartitions", "DiskStorage", "FuseHost", "CommandSupport",
-                argumentParser, logging,
+                "VirtualDisk", "DiskImage", "DiskNetwork", "DiskPartitions", "DiskStorage", "FuseHost",
+                "CommandSupport", argumentParser, logging,
             ],
             swiftSettings: strict),
         .executableTarget(
             name: "vdumount", dependencies: ["FuseHost", "DiskStorage", "CommandSupport", argumentParser],
             swiftSettings: strict),
         .executableTarget(
-            name: "vdimg", dependencies: ["VirtualDisk", "DiskImage", "DiskStorage", "CommandSupport", argumentParser],
+            name: "vdimg",
+            dependencies: [
+                "VirtualDisk", "DiskImage", "DiskNetwork", "DiskStorage", "CommandSupport", argumentParser,
+            ],
             swiftSettings: strict),
 
         .target(
@@ -71,6 +82,9 @@ let package = Package(
         .testTarget(name: "DiskStorageTests", dependencies: ["DiskStorage", "DiskTesting"], swiftSettings: strict),
         .testTarget(
             name: "DiskImageTests", dependencies: ["DiskImage", "DiskStorage", "DiskTesting"], swiftSettings: strict),
+        .testTarget(
+            name: "DiskNetworkTests", dependencies: ["DiskNetwork", "DiskStorage", "DiskTesting", "VirtualDisk"],
+            swiftSettings: strict),
         .testTarget(
             name: "DiskPartitionsTests", dependencies: ["DiskPartitions", "DiskStorage", "DiskTesting", "VirtualDisk"],
             swiftSettings: strict),

@@ -25,6 +25,7 @@ ALLOWED_IMPORTS = {
     "DiskFormats": {"DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CISAL", "CZstd", "Glibc"},
     "VirtualDisk": {"DiskFormats", "DiskImage", "DiskPartitions", "DiskStorage", "CLinux", "SystemPackage", "Dispatch",
                     "Glibc"},
+    "DiskNetwork": {"DiskStorage", "CLinux", "CCurl", "CNBD", "CISCSI", "Glibc"},
     "CommandSupport": {"ArgumentParser", "FoundationEssentials"},
     "FuseHost": {"FuseShim", "Dispatch", "Glibc", "Synchronization"},
 }

@@ -27,3 +27,15 @@ public enum Confinement {
         return warnings
     }
 }
+
+extension Confinement {
+    /// Confines the process that reaches servers for a daemon, before it has threads: it reads `files`, and what
+    /// resolving names and certificates take, but writes to nothing, executes nothing and changes nothing of the
+    /// system. As much of that as the kernel has; there is nobody here to be told.
+    public static func beginForServers(_ files: [String]) {
+        let copies = unsafe files.map { unsafe strdup($0) }
+        defer { for index in unsafe copies.indices { unsafe free(copies[index]) } }
+        var paths = unsafe copies.map { unsafe $0.map { unsafe UnsafePointer($0) } } + [nil]
+        unsafe fuseshim_confine_client(&paths)
+    }
+}

@@ -67,7 +67,7 @@ static int give_up_files(int *missing) {
 
 /* ---- capabilities ---- */
 
-static int give_up_capabilities(void) {
+int fuseshim_give_up_capabilities(void) {
     /* capset(2); the library for it would be one more dependency for one call. */
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}}, held[_LINUX_CAPABILITY_U32S_3] = {{0}};
@@ -88,7 +88,7 @@ static int confine_thread(int *missing, const char **step) {
     int result = give_up_files(missing);
     if (result == 0) {
         *step = "capabilities";
-        result = give_up_capabilities();
+        result = fuseshim_give_up_capabilities();
     }
     return result;
 }

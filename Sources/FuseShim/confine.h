@@ -10,4 +10,7 @@ void fuseshim_park_prepare(void);
 /* What that thread does: it waits, and is confined when the process is. Does not return. */
 _Noreturn void fuseshim_park(void);
 
+/* Gives up all capabilities of this thread; 0 or -errno. */
+int fuseshim_give_up_capabilities(void);
+
 #endif

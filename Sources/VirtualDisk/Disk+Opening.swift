@@ -13,13 +13,22 @@ extension Disk {
         let opener = ChainOpener(options: options)
         guard options.snapshot == nil || !options.isWritable || options.overlay != nil else {
             throw DiskError(
-                .invalidArgument, "an internal snapshot cannot be written; with an overlay its disk can", image: path)
+                .invalidArgument, "an internal snapshot cannot be written; with an overlay its disk can",
+                image: opener.finder.shownName(path))
         }
-        let mode: OpenMode = options.isWritable && options.overlay == nil ? .readWrite : .readOnly
         var topFiles = 0
-        var layers = try opener.open(path, mode: mode, withParents: true) {
+        let layers = try opener.open(path, mode: options.mode, withParents: true) {
             topFiles = opener.finder.opened?.withLock { $0.count } ?? 0
         }
+        return try make(layers, topFiles: topFiles, opener, options)
+    }
+
+    /// The disk of these images, all of whose files are open; `topFiles` of them belong to the top one.
+    static func make(
+        _ images: [Layer], topFiles: Int, _ opener: ChainOpener, _ options: DiskOptions
+    ) throws(DiskError) -> Disk {
+        var layers = images
+        let mode = options.mode
         if mode == .readWrite {
             do throws(DiskError) { try layers[0].backend.prepareForUse() } catch { throw error.about(layers[0].path) }
         }
@@ -30,52 +39,6 @@ extension Disk {
             chain: try opener.makeChain(layers, mode == .readWrite ? files[topFiles...] : files[...]),
             cache: opener.cache, lockedFiles: opener.finder.locked.withLock { $0 },
             isWritable: options.isWritable || options.overlay != nil, lazyFlushInterval: options.lazyFlushInterval)
-    }
-}
-
-extension Disk {
-    /// Opens the disk of an image that is one storage: memory, a file without a name, whatever can be read at offsets.
-    /// Images of several files, and those with a parent, are refused: nothing leads from a storage to another.
-    public static func open(_ storage: any Storage, options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
-        let opener = ChainOpener(options: options)
-        let mode: OpenMode = options.isWritable ? .readWrite : .readOnly
-        let driver = try opener.driver(for: storage, path: storage.name, mode: mode)
-        let request = OpenRequest(
-            storage: storage, path: storage.name, mode: mode, cache: opener.cache, companions: NoCompanions(),
-            formatOptions: options.formatOptions, snapshot: options.snapshot)
-        do throws(DiskError) {
-            let backend = try driver.open(request)
-            guard backend.parentLink == nil else {
-                throw DiskError(.brokenLink, "has a parent, which cannot be found from here")
-            }
-            if mode == .readWrite { try backend.prepareForUse() }
-            return Disk(
-                chain: Chain(topFirst: [Layer(backend, path: storage.name)]), cache: opener.cache, lockedFiles: [],
-                isWritable: options.isWritable, lazyFlushInterval: options.lazyFlushInterval)
-        } catch {
-            throw error.about(storage.name)
-        }
-    }
-}
-
-/// For an image that is one storage.
-private struct NoCompanions: CompanionOpener {
-    func openCompanion(
-        _ name: String, of imagePath: String, isWritable: Bool, what: String
-    ) throws(DiskError) -> (storage: any Storage, path: String) {
-        throw DiskError(
-            .refused, "\(what) '\(name.printable(limit: 200))' is another file, which cannot be found from here",
-            image: imagePath)
-    }
-
-    func createCompanion(
-        _ name: String, of imagePath: String
-    ) throws(DiskError) -> (storage: any Storage, path: String) {
-        throw DiskError(.refused, "'\(name.printable(limit: 200))' cannot be created here", image: imagePath)
-    }
-
-    func removeCompanion(_ name: String, of imagePath: String) throws(DiskError) {
-        throw DiskError(.refused, "'\(name.printable(limit: 200))' cannot be removed here", image: imagePath)
     }
 }
 
@@ -94,7 +57,7 @@ struct ChainOpener {
         cache = TableCache(capacity: options.tableCacheSize)
         finder = FileFinder(
             allowedFolders: options.allowedFolders, locks: options.locksImages, notesFiles: options.cache != nil,
-            wrap: options.wrapStorage)
+            wrap: options.wrapStorage, provider: options.storageProvider)
     }
 
     /// Opens the image at `path` and, if asked, everything below it; the top one first. `topIsOpen` is called when that
@@ -103,6 +66,7 @@ struct ChainOpener {
         _ path: String, mode: OpenMode, withParents: Bool, topIsOpen: () -> Void = {}
     ) throws(DiskError) -> [Layer] {
         let file = try finder.open(path, isWritable: mode == .readWrite)
+        let path = finder.shownName(path)
         let driver = try driver(for: file.storage, path: path, mode: mode)
         if let snapshot = options.snapshot, !driver.capabilities.contains(.snapshots) {
             throw DiskError(
@@ -140,10 +104,10 @@ struct ChainOpener {
 
     func openLayer(
         _ driver: any ImageDriver, _ storage: any Storage, _ path: String, _ mode: OpenMode, shownAs name: String,
-        snapshot: String? = nil
+        snapshot: String? = nil, companions: (any CompanionOpener)? = nil
     ) throws(DiskError) -> Layer {
         let request = OpenRequest(
-            storage: storage, path: path, mode: mode, cache: cache, companions: finder,
+            storage: storage, path: path, mode: mode, cache: cache, companions: companions ?? finder,
             formatOptions: options.formatOptions, snapshot: snapshot, keepsIdentity: keepsIdentity)
         do throws(DiskError) {
             return Layer(try driver.open(request), path: name)
@@ -195,7 +159,7 @@ struct ChainOpener {
 
     private func realPath(of layer: Layer) throws(DiskError) -> String { layer.backend.files.first ?? layer.path }
 
-    private func parentDriver(
+    func parentDriver(
         _ link: ParentLink, _ storage: any Storage, _ path: String, of childPath: String
     ) throws(DiskError) -> any ImageDriver {
         if let name = link.format { return try Formats.all.driver(named: name) }

@@ -25,6 +25,8 @@ public struct DiskOptions: Sendable {
     /// A persistent cache of what the images hold: of those below the top one or the overlay, or of all where nothing
     /// is written.
     public var cache: CacheOptions?
+    /// Opens images that are not files, by addresses such as `http://server/disk.vmdk`; nil: names are paths.
+    public var storageProvider: (any StorageProvider)?
     /// Put round every storage that is opened: the tests' way to fail, cut, slow or record accesses.
     public var wrapStorage: (@Sendable (any Storage) -> any Storage)?
 

@@ -23,12 +23,17 @@ struct FileFinder: CompanionOpener {
     let opened: Locked<[OpenedFile]>?
     /// Files made by ``createCompanion(_:of:)``, to be removed if the image does not come about.
     let created = Locked<[String]>([])
+    /// Opens what is no file.
+    let provider: (any StorageProvider)?
+    /// The addresses that were opened, by the names under which they are shown.
+    let addresses = Locked<[String: String]>([:])
 
     init(
         allowedFolders: [String] = [], locks: Bool = false, notesFiles: Bool = false,
-        wrap: (@Sendable (any Storage) -> any Storage)? = nil
+        wrap: (@Sendable (any Storage) -> any Storage)? = nil, provider: (any StorageProvider)? = nil
     ) {
         self.allowedFolders = allowedFolders
+        self.provider = provider
         opened = notesFiles ? Locked([]) : nil
         self.locks = locks
         self.wrap = wrap
@@ -48,10 +53,11 @@ struct FileFinder: CompanionOpener {
 
     // MARK: - The file that the user named
 
-    /// Opens a file that the user named.
+    /// Opens a file, or another storage, that the user named.
     func open(
         _ path: String, isWritable: Bool
     ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
+        if let provider, provider.recognizes(path) { return try openAddress(path, provider, isWritable: isWritable) }
         guard let found = try resolve(path) else {
             throw DiskError(.notFound, "there is no such file", image: path)
         }
@@ -145,16 +151,34 @@ struct FileFinder: CompanionOpener {
     func openCompanion(
         _ name: String, of imagePath: String, isWritable: Bool, what: String
     ) throws(DiskError) -> (storage: any Storage, path: String) {
-        let found = try find([name], of: imagePath, what: what)
-        return (try open(found, isWritable: isWritable, name: found.path), found.path)
+        let opened = try openNamed([name], of: imagePath, isWritable: isWritable, what: what)
+        return (opened.storage, opened.path)
     }
 
     /// Opens a parent by the paths that its child stores.
     func openParent(
         _ names: [String], of imagePath: String, isWritable: Bool = false
     ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
-        let found = try find(names, of: imagePath, what: "the parent")
-        return (try open(found, isWritable: isWritable, name: found.path), found.path, found.identity)
+        try openNamed(names, of: imagePath, isWritable: isWritable, what: "the parent")
+    }
+
+    private func openNamed(
+        _ names: [String], of imagePath: String, isWritable: Bool, what: String
+    ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
+        let remote = try openRemote(names, of: imagePath, isWritable: isWritable)
+        if let opened = remote.opened { return opened }
+        do throws(DiskError) {
+            let found = try find(names, of: imagePath, what: what)
+            let storage = try open(found, isWritable: isWritable, name: found.path)
+            return (storage, found.path, found.identity)
+        } catch {
+            guard let refused = remote.refused, error.kind == .notFound else { throw error }
+            throw DiskError(
+                .notFound,
+                "\(what) of this image is said to be at \(refused.printable(limit: 200)): not connected to, since an "
+                    + "image alone does not decide that; if it is to be trusted, say --allow-url with that address, or "
+                    + "with its folder's", image: imagePath)
+        }
     }
 
     /// Tries the stored paths as they are, then by their last component beside the image and in the allowed folders.
@@ -187,20 +211,22 @@ struct FileFinder: CompanionOpener {
                 "\(what) '\(name)' of \(image) is \(refused), outside the image's folder: not opened; "
                     + "if it is to be trusted, give its folder with --allow-dir", image: imagePath)
         }
-        let folders = searchFolders(of: imagePath).joined(separator: ", ")
+        let folders = searchFolders(of: imagePath)
+        let places = folders.isEmpty ? "" : ": looked in " + folders.joined(separator: ", ")
         throw DiskError(
             .notFound,
-            "\(what) '\(name)' of \(image) is missing: looked in \(folders); "
+            "\(what) '\(name)' of \(image) is missing\(places); "
                 + "if it lives elsewhere, give that folder with --allow-dir", image: imagePath)
     }
 
     private func candidates(_ names: [String], _ imagePath: String) -> [String] {
         let folder = Self.folder(of: imagePath)
+        let isFile = !isAddress(imagePath)
         var result: [String] = []
         for name in names where !name.isEmpty && name.utf8.count < Int(PATH_MAX) && !name.utf8.contains(0) {
-            result.append(FilePath(folder).pushing(FilePath(name)).string)
+            if isFile || name.hasPrefix("/") { result.append(FilePath(folder).pushing(FilePath(name)).string) }
             let slashed = name.contains("\\") ? String(name.map { $0 == "\\" ? "/" : $0 }) : name
-            if slashed != name, !Self.hasDriveLetter(slashed) {
+            if isFile, slashed != name, !Self.hasDriveLetter(slashed) {
                 result.append(FilePath(folder).pushing(FilePath(slashed)).string)
             }
             guard let last = FilePath(slashed).lastComponent, last.kind == .regular else { continue }
@@ -216,6 +242,8 @@ struct FileFinder: CompanionOpener {
 
     /// The folders in which files of an image are looked for by name or UUID, in order.
     func searchFolders(of imagePath: String) -> [String] {
+        // An image that is no file lies in no folder.
+        if isAddress(imagePath) { return allowedFolders }
         let folder = FilePath(Self.folder(of: imagePath))
         var folders = [folder.string]
         if folder.lastComponent?.string == "Snapshots" { folders.append(folder.removingLastComponent().string) }

@@ -12,6 +12,7 @@ public enum ImageCheck {
         let opener = ChainOpener(options: options)
         let mode: OpenMode = repair ? .readWrite : .readOnly
         let file = try opener.finder.open(path, isWritable: repair)
+        let path = opener.finder.shownName(path)
         let driver = try opener.driver(for: file.storage, path: path, mode: .readOnly)
         let request = OpenRequest(
             storage: file.storage, path: file.path, mode: mode, cache: opener.cache, companions: opener.finder,
@@ -30,8 +31,8 @@ public enum ImageCheck {
         }
     }
 
-    /// What ``run(_:options:repair:)`` with `repair` would answer, with nothing changed: the repair is made in what seems
-    /// to be the image's files. What is marked as repaired is what would be.
+    /// What ``run(_:options:repair:)`` with `repair` would answer, with nothing changed: the repair is made in what
+    /// seems to be the image's files. What is marked as repaired is what would be.
     ///
     /// - Parameter folder: Where files without a name are made for what would be written.
     public static func dryRun(

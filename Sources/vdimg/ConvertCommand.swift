@@ -115,7 +115,7 @@ struct ConvertCommand: ParsableCommand {
         let disk: Disk
         if from == "-" {
             disk = try Disk.open(
-                try InputSpool.read(STDIN_FILENO, name: "standard input", folder: temporaryFolder, control),
+                storage: try InputSpool.read(STDIN_FILENO, name: "standard input", folder: temporaryFolder, control),
                 options: options)
         } else {
             disk = try Disk.open(from, options: options)

@@ -1,5 +1,6 @@
 import ArgumentParser
 import CommandSupport
+import DiskNetwork
 import DiskStorage
 import Glibc
 import VirtualDisk
@@ -53,14 +54,38 @@ struct ImageOptions: ParsableArguments {
         completion: .directory)
     var allowedFolders: [String] = []
 
+    @Option(
+        name: .customLong("allow-url"),
+        help: ArgumentHelp(
+            "Parents and extents may also come from URL, and from what lies below it (repeatable).",
+            valueName: "URL"))
+    var allowedAddresses: [String] = []
+
+    @Option(
+        name: .customLong("storage-option"),
+        help: ArgumentHelp(
+            "How servers are reached: timeout, user, password-file, ca-file and others (repeatable).",
+            valueName: "NAME=VALUE"))
+    var storageOptions: [String] = []
+
     @OptionGroup var formatOptions: FormatOptions
 
-    func validate() throws { try formatOptions.validate() }
+    func validate() throws {
+        try formatOptions.validate()
+        do throws(DiskError) { _ = try storages() } catch { throw ValidationError("\(error)") }
+    }
+
+    /// What opens images that are not files.
+    private func storages() throws(DiskError) -> NetworkStorages {
+        try NetworkStorages(options: storageOptions, allowedAddresses: allowedAddresses)
+    }
 
     /// How the image is opened.
     func diskOptions(isWritable: Bool = false) -> DiskOptions {
         var options = DiskOptions(isWritable: isWritable, format: format, allowedFolders: allowedFolders)
         options.formatOptions = formatOptions.values
+        // Validated before; without it addresses are taken for paths, where nothing is.
+        options.storageProvider = try? storages()
         return options
     }
 }

@@ -11,6 +11,8 @@ import Glibc
 /// then, and takes everything back if a step fails.
 struct FileSystemCommand {
     let image: String
+    /// The image's name for messages.
+    let shownImage: String
     let folder: String
     /// The partition; 0 is the whole disk, nil the only one that holds a file system.
     let number: Int?
@@ -35,8 +37,8 @@ struct FileSystemCommand {
             throw HostError(
                 subject: folder,
                 reason:
-                    "mounting a file system needs \(who); without, 'vdmount \(image) FOLDER' shows the disk and its "
-                    + "partitions as files")
+                    "mounting a file system needs \(who); without, 'vdmount \(shownImage) FOLDER' shows the disk and "
+                    + "its partitions as files")
         }
         let place = try Mountpoint(folder)
         guard place.isFolder else { throw HostError(subject: folder, reason: "is no folder: cannot mount here") }
@@ -76,7 +78,7 @@ struct FileSystemCommand {
 
     private func choose(in path: String) throws(HostError) -> Choice {
         guard let text = SystemFiles.text(path + "/info.json"), let disk = jsonValue(DiskInformation.self, from: text)
-        else { throw HostError(subject: image, reason: "its partitions cannot be read") }
+        else { throw HostError(subject: shownImage, reason: "its partitions cannot be read") }
         var all = disk.partitions.map { ($0.number, $0.file, $0.fileSystem) }
         if disk.partitions.isEmpty || number == 0 { all.insert((0, "disk.raw", disk.disk.fileSystem), at: 0) }
         let found = all.compactMap { part -> (number: Int, choice: Choice)? in
@@ -88,10 +90,10 @@ struct FileSystemCommand {
         }.joined(separator: "; ")
         if let number {
             guard all.contains(where: { $0.0 == number }) else {
-                throw HostError(subject: image, reason: "has no partition \(number); it has \(list)")
+                throw HostError(subject: shownImage, reason: "has no partition \(number); it has \(list)")
             }
             guard let wanted = found.first(where: { $0.number == number }), wanted.choice.kind.isMountable else {
-                throw HostError(subject: image, reason: "no file system can be mounted from there; it has \(list)")
+                throw HostError(subject: shownImage, reason: "no file system can be mounted from there; it has \(list)")
             }
             return wanted.choice
         }
@@ -99,7 +101,7 @@ struct FileSystemCommand {
         guard let only = mountable.first, mountable.count == 1 else {
             let what = mountable.isEmpty ? "holds no file system that can be mounted" : "holds several file systems"
             throw HostError(
-                subject: image,
+                subject: shownImage,
                 reason: "\(what): \(list)" + (mountable.isEmpty ? "" : "; choose one with --fs=N"))
         }
         return only.choice

@@ -10,6 +10,9 @@ struct MountRequest {
     var vhdSize: String?
     var snapshot: String?
     var allowedFolders: [String] = []
+    /// What images may name of what is on servers, and how servers are reached.
+    var allowedAddresses: [String] = []
+    var storageOptions: [String] = []
     var isForeground = false
     /// Whether the daemon gives up what it does not need once it serves.
     var isConfined = true
@@ -67,6 +70,8 @@ struct MountRequest {
         case "vhd-size": vhdSize = try required(value, name)
         case "snapshot": snapshot = try required(value, name)
         case "allow-dir": allowedFolders.append(try required(value, name))
+        case "allow-url": allowedAddresses.append(try required(value, name))
+        case "storage-option": storageOptions.append(try required(value, name))
         case "log-level": logLevel = try required(value, name)
         case "log-file": logFile = try required(value, name)
         case "uid": owner = try number(value, name, radix: 10)
@@ -112,6 +117,8 @@ struct MountRequest {
         add("vhd-size", vhdSize)
         add("snapshot", snapshot)
         for folder in allowedFolders { add("allow-dir", folder) }
+        for address in allowedAddresses { add("allow-url", address) }
+        for option in storageOptions { add("storage-option", option) }
         add("log-level", logLevel)
         add("log-file", logFile)
         add("table-cache", tableCacheSize.map(String.init))

@@ -1,4 +1,5 @@
 import CommandSupport
+import DiskNetwork
 import DiskStorage
 import FuseHost
 import Glibc
@@ -17,6 +18,8 @@ struct RunningMount {
     private let disk: Disk
     private let session: MountSession
     private let partitions: PartitionFiles
+    /// What reaches the servers that hold images, if any do.
+    private let storages: StorageProcess?
     private let logger: Logger
     private let notices: CacheNotices
     /// What is mounted, for the log.
@@ -31,8 +34,14 @@ struct RunningMount {
         let place: Mountpoint
         do throws(HostError) { place = try Mountpoint(path) } catch { throw MountFailure(text: "\(error)") }
         for warning in place.warnings { Daemon.say("vdmount: \(warning)") }
+        let shown: String
         do throws(DiskError) {
-            disk = try Disk.open(image, options: Self.options(request, notices))
+            let provider = try NetworkStorages(
+                options: request.storageOptions, allowedAddresses: request.allowedAddresses)
+            shown = provider.shownName(image)
+            let isRemote = provider.recognizes(image) || !request.allowedAddresses.isEmpty
+            storages = isRemote ? try Self.startStorages(request) : nil
+            disk = try Disk.open(image, options: Self.options(request, notices, storages ?? provider))
         } catch {
             throw MountFailure(text: "\(error)", errno: error.errnoValue)
         }
@@ -42,18 +51,19 @@ struct RunningMount {
         let images = disk.layers.map { MountStatus.Image(path: Self.realPath($0.path), format: $0.format) }
         let cacheFile = disk.blockCacheUse == nil ? nil : request.cacheFile.map(Self.realPath)
         do throws(HostError) {
-            session = try Self.mount(file, image: image, at: place, request, keeper) { [disk] question in
+            session = try Self.mount(file, image: shown, at: place, request, keeper, storages) { [disk] question in
                 guard question == "status" else { return nil }
                 return try? jsonText(Self.status(disk, images, file, at: place.path, cacheFile: cacheFile))
             }
         } catch {
             try? disk.close()
+            storages?.end()
             throw MountFailure(text: "\(error)")
         }
-        if place.isFolder, let warning = partitions.begin(session) { Daemon.say("vdmount: \(image): \(warning)") }
-        if let size = disk.sectorSize { Daemon.say("vdmount: \(image): \(Self.sectorNote(size))") }
+        if place.isFolder, let warning = partitions.begin(session) { Daemon.say("vdmount: \(shown): \(warning)") }
+        if let size = disk.sectorSize { Daemon.say("vdmount: \(shown): \(Self.sectorNote(size))") }
         let mode = request.isWritable ? "read-write" : "read-only"
-        summary = "\(image) is at \(place.path), \(mode), \(disk.size) bytes"
+        summary = "\(shown) is at \(place.path), \(mode), \(disk.size) bytes"
     }
 
     /// What to do about a disk whose sectors do not have 512 bytes.
@@ -61,10 +71,19 @@ struct RunningMount {
         "the disk has sectors of \(size) bytes: a loop device needs 'losetup --sector-size \(size)'"
     }
 
-    private static func options(_ request: MountRequest, _ notices: CacheNotices) -> DiskOptions {
+    private static func startStorages(_ request: MountRequest) throws(DiskError) -> StorageProcess {
+        try StorageProcess.start(
+            options: request.storageOptions, allowedAddresses: request.allowedAddresses,
+            channels: request.maximumLanes ?? 16)
+    }
+
+    private static func options(
+        _ request: MountRequest, _ notices: CacheNotices, _ provider: any StorageProvider
+    ) -> DiskOptions {
         var options = DiskOptions(
             isWritable: request.isWritable, format: request.format, allowedFolders: request.allowedFolders)
         options.snapshot = request.snapshot
+        options.storageProvider = provider
         options.overlay = request.overlay
         // The session does it: a timer of the disk's would be a thread before the process is confined.
         options.lazyFlushInterval = 0
@@ -78,7 +97,7 @@ struct RunningMount {
 
     private static func mount(
         _ file: DiskFile, image: String, at place: Mountpoint, _ request: MountRequest, _ keeper: Keeper,
-        answer: @escaping @Sendable (String) -> String?
+        _ storages: StorageProcess?, answer: @escaping @Sendable (String) -> String?
     ) throws(HostError) -> MountSession {
         var options = MountOptions(source: realPath(image), isReadOnly: !request.isWritable)
         options.extra = request.kernelOptions
@@ -88,7 +107,13 @@ struct RunningMount {
             place.isFolder
             ? .folder(mode: request.umask.map { 0o777 & ~$0 } ?? 0o500, owner: file.owner, group: file.group) : .file
         let session = try MountSession(files: [file], shape: shape, options: options, keeper: keeper)
-        let confine = { () throws(HostError) -> [String] in request.isConfined ? try Confinement.begin() : [] }
+        let confine = { () throws(HostError) -> [String] in
+            // All images are open: what they make of this process shall not have others opened.
+            do throws(DiskError) { try storages?.seal() } catch {
+                throw HostError(subject: image, reason: "\(error)")
+            }
+            return request.isConfined ? try Confinement.begin() : []
+        }
         for warning in try session.mount(at: place, confine: confine, answer: answer) {
             Daemon.say("vdmount: \(warning)")
         }
@@ -127,9 +152,10 @@ struct RunningMount {
                         return "\(error)"
                     }
                 },
-                close: { [disk, partitions] in
+                close: { [disk, partitions, storages] in
                     service.stopping()
                     partitions.end()
+                    defer { storages?.end() }
                     do throws(DiskError) {
                         try disk.close()
                         return nil
@@ -148,6 +174,7 @@ struct RunningMount {
     func abandon() -> String? {
         partitions.end()
         session.cancel()
+        defer { storages?.end() }
         do throws(DiskError) {
             try disk.close()
             return nil

@@ -1,5 +1,6 @@
 import ArgumentParser
 import CommandSupport
+import DiskNetwork
 import DiskStorage
 import FuseHost
 import Glibc
@@ -11,7 +12,11 @@ import VirtualDisk
 struct VDMount: ParsableCommand {
     static func main() {
         ProcessPreparation.run()
-        main(Self.separated(CommandLine.arguments.dropFirst()))
+        let arguments = CommandLine.arguments
+        if StorageProcess.isMeant(by: arguments) {
+            StorageProcess.serve(arguments) { files in Confinement.beginForServers(files) }
+        }
+        main(Self.separated(arguments.dropFirst()))
     }
 
     /// Words as the parser takes them. `-oLIST`, as mount(8) and its helpers write it too, is `-o LIST`: the parser
@@ -46,6 +51,7 @@ struct VDMount: ParsableCommand {
               mount -o loop,ro /mnt/disk/disk.raw /mnt/fs
               losetup --find --show --partscan /mnt/disk/disk.raw
               vdmount --rw child.vmdk /mnt/disk
+              vdmount https://server/disk.vmdk /mnt/disk
               vdumount /mnt/disk
             """,
         version: programVersion)
@@ -95,6 +101,20 @@ struct VDMount: ParsableCommand {
     var allowedFolders: [String] = []
 
     @Option(
+        name: .customLong("allow-url"),
+        help: ArgumentHelp(
+            "Parents and extents may also come from URL, and from what lies below it (repeatable).",
+            valueName: "URL"))
+    var allowedAddresses: [String] = []
+
+    @Option(
+        name: .customLong("storage-option"),
+        help: ArgumentHelp(
+            "How servers are reached: timeout, user, password-file, ca-file and others (repeatable).",
+            valueName: "NAME=VALUE"))
+    var storageOptions: [String] = []
+
+    @Option(
         name: [.customShort("o")],
         help: ArgumentHelp(
             "Options as mount(8) gives them: ro, rw, uid=, gid=, umask=, and each long option by its name.",
@@ -141,7 +161,9 @@ struct VDMount: ParsableCommand {
     var json = false
 
     @Argument(
-        help: ArgumentHelp("The image, most often the newest of its chain.", valueName: "IMAGE"), completion: .file())
+        help: ArgumentHelp(
+            "The image, most often the newest of its chain: a file, or a URL (http, https, nbd, iscsi).",
+            valueName: "IMAGE"), completion: .file())
     var image: String?
 
     @Argument(help: ArgumentHelp("A folder or a regular file.", valueName: "MOUNTPOINT"), completion: .file())
@@ -175,6 +197,13 @@ struct VDMount: ParsableCommand {
                 "an internal snapshot is read-only: leave out --rw (in fstab: say ro), or add --overlay")
         }
         request.allowedFolders += allowedFolders
+        request.allowedAddresses += allowedAddresses
+        request.storageOptions += storageOptions
+        do throws(DiskError) {
+            _ = try NetworkStorages(options: request.storageOptions, allowedAddresses: request.allowedAddresses)
+        } catch {
+            throw ValidationError("\(error)")
+        }
         request.tableCacheSize = tableCache?.bytes ?? request.tableCacheSize
         request.cacheFile = cache ?? request.cacheFile
         request.cacheSize = cacheSize?.bytes ?? request.cacheSize
@@ -212,7 +241,8 @@ struct VDMount: ParsableCommand {
         let request = try request()
         if request.hasFileSystem {
             return try FileSystemCommand(
-                image: image, folder: mountpoint, number: request.partition, isWritable: request.isWritable,
+                image: image, shownImage: try NetworkStorages().shownName(image), folder: mountpoint,
+                number: request.partition, isWritable: request.isWritable,
                 diskOptions: request.words, mountOptions: request.kernelOptions
             ).run()
         }

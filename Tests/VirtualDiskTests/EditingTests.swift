@@ -198,7 +198,8 @@ struct EditingTests {
         let parent = try Self.describe(other, for: image.path, test.row)
         var generator = SeededGenerator(seed: 35)
         let log = CrashLog()
-        try Self.edit(image.path, test.row, wrap: { $0.traits.isWritable ? log.record($0) : $0 }) { editable in
+        let record: @Sendable (any Storage) -> any Storage = { $0.traits.isWritable ? log.record($0) : $0 }
+        try Self.edit(image.path, test.row, wrap: record) { editable in
             var changes = ImageChanges()
             changes.parent = .image(parent)
             if editable.settableFields.contains(.uuid) { changes.metadata.uuid = .random() }
@@ -250,7 +251,8 @@ struct EditingTests {
         }
         try disk.close()
         let log = CrashLog()
-        try Self.edit(top.path, test.row, wrap: { $0.traits.isWritable ? log.record($0) : $0 }) { editable in
+        let record: @Sendable (any Storage) -> any Storage = { $0.traits.isWritable ? log.record($0) : $0 }
+        try Self.edit(top.path, test.row, wrap: record) { editable in
             var changes = ImageChanges()
             changes.parent = .some(.none)
             try editable.apply(changes)

@@ -181,6 +181,13 @@ int fuseshim_run(const char *const *arguments, char *output, size_t output_size)
 int fuseshim_confine(int *missing, const char **step);
 
 /*
+ * Gives up what a process does not need that only makes connections: writing to and executing files, reading any but
+ * `files` (NULL-terminated) and the system's own, all capabilities, other processes. As far as the kernel can. To be
+ * called before there are threads.
+ */
+void fuseshim_confine_client(const char *const *files);
+
+/*
  * Lets this thread and those that it will start write out memory without waiting for memory to be written out, and the
  * process be one of the last to be ended for want of it. What the system does not let this user do stays as it is.
  */

@@ -65,7 +65,7 @@ struct CacheIdentity: Equatable {
             let age = Int64(now.tv_sec) &* second &+ Int64(now.tv_nsec) &- modified
             if (0..<unit).contains(age) { usleep(UInt32((unit - age) / 1000 + 1)) }
         }
-        return files.allSatisfy { FileStamp($0.file) == $0.stamp }
+        return files.allSatisfy { file in file.file.map { FileStamp($0) == file.stamp } ?? true }
     }
 }
 
@@ -73,7 +73,8 @@ struct CacheIdentity: Equatable {
 struct OpenedFile: Sendable {
     /// Its path, with all links resolved.
     let path: String
-    let file: FileStorage
+    /// Nil if it is another storage, whose stamp stays what it is.
+    let file: FileStorage?
     /// What was known of it before a byte of it was read.
     let stamp: FileStamp
 }
@@ -86,6 +87,13 @@ struct FileStamp: Equatable, Sendable {
     var modified: Int64 = 0
     /// Whether writing changes none of that, or nothing can be known.
     var isDevice = true
+
+    /// Of a storage that is no file. `version` changes with the content; nil where nothing tells.
+    init(length: UInt64, version: UInt64?) {
+        self.length = length
+        inode = version ?? 0
+        isDevice = version == nil
+    }
 
     init(_ file: FileStorage) {
         guard let length = try? file.length(), let modified = try? file.modificationTime() else { return }

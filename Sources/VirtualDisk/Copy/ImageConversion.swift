@@ -42,7 +42,7 @@ public struct ImageConversion: Sendable {
         let spool = try InputSpool.read(descriptor, name: source, folder: folder, control)
         var options = sourceOptions
         options.isWritable = false
-        let disk = try Disk.open(spool, options: options)
+        let disk = try Disk.open(storage: spool, options: options)
         _ = try run(disk, control)
         try disk.close()
     }
@@ -132,6 +132,7 @@ public struct ImageConversion: Sendable {
         let unsynced = Locked<[UnsyncedStorage]>([])
         var options = DiskOptions(isWritable: true, format: target.format, allowedFolders: target.allowedFolders)
         options.formatOptions = target.parentOptions
+        options.storageProvider = sourceOptions.storageProvider
         options.lazyFlushInterval = 0
         if !overwritesTarget {
             options.wrapStorage = { storage in
