@@ -175,8 +175,8 @@ extension VHDFooter {
         }
     }
 
-    /// Notes another size, and a geometry by which the disk has it. The original size, which is that of the image when it
-    /// was made and means nothing, becomes the same: libvhdi takes it for the disk's.
+    /// Notes another size, and a geometry by which the disk has it. The original size, which is that of the image when
+    /// it was made and means nothing, becomes the same: libvhdi takes it for the disk's.
     mutating func setSize(_ size: UInt64, _ asked: VHDSizeRule?) throws(DiskError) {
         guard size > 0, size % 512 == 0, size <= VHDCreator.sizeLimit else {
             throw DiskError(
