@@ -167,8 +167,8 @@ public struct ImageResize: Sendable {
         if let partition = table.partitions.first(where: { $0.range.upperBound > new }) {
             throw DiskError(
                 .losesData,
-                "partition \(partition.number) ends at byte \(partition.range.upperBound): a disk of \(new) bytes would "
-                    + "cut it off (--discard-data does so)")
+                "partition \(partition.number) ends at byte \(partition.range.upperBound): a disk of \(new) bytes "
+                    + "would cut it off (--discard-data does so)")
         }
         var position = new
         control.begin("checking", total: disk.size - new)
@@ -201,8 +201,8 @@ public struct ImageResize: Sendable {
                 if let first = bytes.firstIndex(where: { $0 != 0 }) {
                     throw DiskError(
                         .losesData,
-                        "the disk holds data at byte \(position + UInt64(first)), which a disk of \(new) bytes would not "
-                            + "have (--discard-data cuts it off)")
+                        "the disk holds data at byte \(position + UInt64(first)), which a disk of \(new) bytes would "
+                            + "not have (--discard-data cuts it off)")
                 }
                 position += UInt64(count)
                 control.advance(by: UInt64(count))

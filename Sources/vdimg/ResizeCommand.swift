@@ -13,8 +13,8 @@ struct ResizeCommand: ParsableCommand {
               vdimg resize disk.qcow2 +10G
               vdimg resize --shrink disk.vmdk -5G
 
-            What is new reads as zeros. A disk becomes smaller only with --shrink, and only if what is cut off reads as \
-            zeros and no partition lies there. Partitions and file systems are not changed: make them larger \
+            What is new reads as zeros. A disk becomes smaller only with --shrink, and only if what is cut off reads \
+            as zeros and no partition lies there. Partitions and file systems are not changed: make them larger \
             afterwards, or smaller before. Images made over this one (its children) are not changed either.
             """)
 

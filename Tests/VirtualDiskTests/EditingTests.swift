@@ -21,11 +21,11 @@ struct EditingTests {
 
     /// Opens an image alone, for changes.
     private static func edit(
-        _ path: String, _ row: FormatRow, wrap: (@Sendable (any Storage) -> any Storage)? = nil,
+        _ path: String, _ row: FormatRow, recordedBy log: CrashLog? = nil,
         _ body: (any EditableBackend) throws -> Void
     ) throws {
         var options = row.options(isWritable: true)
-        options.wrapStorage = wrap
+        if let log { options.wrapStorage = { $0.traits.isWritable ? log.record($0) : $0 } }
         let opener = ChainOpener(options: options)
         let layer = try opener.open(path, mode: .readWrite, withParents: false)[0]
         let image = try #require(layer.backend as? any EditableBackend)
@@ -198,8 +198,7 @@ struct EditingTests {
         let parent = try Self.describe(other, for: image.path, test.row)
         var generator = SeededGenerator(seed: 35)
         let log = CrashLog()
-        let record: @Sendable (any Storage) -> any Storage = { $0.traits.isWritable ? log.record($0) : $0 }
-        try Self.edit(image.path, test.row, wrap: record) { editable in
+        try Self.edit(image.path, test.row, recordedBy: log) { editable in
             var changes = ImageChanges()
             changes.parent = .image(parent)
             if editable.settableFields.contains(.uuid) { changes.metadata.uuid = .random() }
@@ -251,8 +250,7 @@ struct EditingTests {
         }
         try disk.close()
         let log = CrashLog()
-        let record: @Sendable (any Storage) -> any Storage = { $0.traits.isWritable ? log.record($0) : $0 }
-        try Self.edit(top.path, test.row, wrap: record) { editable in
+        try Self.edit(top.path, test.row, recordedBy: log) { editable in
             var changes = ImageChanges()
             changes.parent = .some(.none)
             try editable.apply(changes)

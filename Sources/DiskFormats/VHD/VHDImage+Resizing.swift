@@ -18,7 +18,8 @@ extension VHDImage {
         guard size.dividedRoundingUp(by: blockSize) <= VHDDynamicHeader.entryLimit else {
             throw DiskError(
                 .unsupported,
-                "with blocks of \(blockSize) bytes the disk has \(VHDDynamicHeader.entryLimit * blockSize) bytes at most"
+                "with blocks of \(blockSize) bytes the disk has "
+                    + "\(VHDDynamicHeader.entryLimit * blockSize) bytes at most"
             )
         }
         guard size != virtualSize else { return }
