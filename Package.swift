@@ -41,10 +41,10 @@ let package = Package(
 
         .target(name: "DiskStorage", dependencies: ["CLinux", systemPackage], swiftSettings: strict),
         .target(name: "DiskImage", dependencies: ["DiskStorage", "CLinux"], swiftSettings: strict),
-        .target(name: "DiskPartitions", dependencies: ["DiskStorage", "CDeflate"], swiftSettings: strict),
+        .target(name: "DiskPartitions", dependencies: ["DiskStorage", "CDeflate", "CISAL"], swiftSettings: strict),
         .target(
             name: "DiskFormats",
-            dependencies: ["DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CISAL", "CZstd"],
+            dependencies: ["DiskImage", "DiskPartitions", "DiskStorage", "CDeflate", "CZstd"],
             swiftSettings: strict),
         .target(
             name: "VirtualDisk",

@@ -30,8 +30,13 @@ public final class ReusableBlocks: Sendable {
     /// Adds blocks that nothing points to.
     public func add(_ run: FreeBlocks.Run) { state.withLock { $0.free.add(run) } }
 
-    /// A block whose entry was just removed, and which reads as zeros.
-    public func giveUp(_ offset: UInt64) { state.withLock { $0.givenUp.add(offset, isZero: true) } }
+    /// A block whose entry was just removed, and which reads as zeros unless `isZero` says otherwise.
+    public func giveUp(_ offset: UInt64, isZero: Bool = true) {
+        state.withLock { $0.givenUp.add(offset, isZero: isZero) }
+    }
+
+    /// Forgets all that could be taken.
+    public func removeAll() { state.withLock { $0.free = FreeBlocks(blockSize: blockSize) } }
 
     /// The blocks that were given up before a flush begins.
     public func beginFlush() -> FreeBlocks {

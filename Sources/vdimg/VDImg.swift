@@ -39,7 +39,7 @@ struct VDImg: ParsableCommand {
         subcommands: [
             InfoCommand.self, CreateCommand.self, ConvertCommand.self, MapCommand.self, CheckCommand.self,
             SnapshotCommand.self, MergeCommand.self, RebaseCommand.self, CompareCommand.self, MeasureCommand.self,
-            ResizeCommand.self, SetCommand.self, FormatsCommand.self, CacheCommand.self,
+            CompactCommand.self, ResizeCommand.self, SetCommand.self, FormatsCommand.self, CacheCommand.self,
         ])
 }
 

@@ -6,8 +6,9 @@ internal import DiskStorage
 /// It needs no unclean mark: an entry is written after what it points to is durable, and nothing that an entry on the
 /// disk may point to is used again before that entry is gone. So whatever a power cut leaves is sound; at worst blocks
 /// at the file's end are not pointed to.
+// Sendable: what changes is behind the lock and in the cell.
 @safe
-final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes is behind the lock and the cell
+final class OverlayImage: RelocatingBackend, CompactableBackend, @unchecked Sendable {
     let format = "overlay"
     let header: OverlayHeader
     let isWritable: Bool
@@ -22,7 +23,11 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
     private let shift: UInt64
     private let space: Locked<Space>
     /// Places that nothing points to.
-    private let blocks: ReusableBlocks
+    let blocks: ReusableBlocks
+    /// What is dropped while the overlay is compacted.
+    let releasedPlaces = ReleasedPlaces()
+    /// The way of blocks to the front then.
+    let mover = BlockMover()
 
     private struct Space {
         /// The length that the file was last told to have.
@@ -162,7 +167,9 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
     /// Gives up a block whose entry was just removed: its space goes back to the file system, and to us after a flush.
     private func giveUp(_ block: UInt64) throws(DiskError) {
         guard block >= header.dataOffset, block < end.value else { return }
-        try storages[0].discard(block..<min(block + blockSize, end.value), for: .guestData)
+        let range = block..<min(block + blockSize, end.value)
+        if releasedPlaces.add(range, in: storages[0]) { return blocks.giveUp(block, isZero: false) }
+        try storages[0].discard(range, for: .guestData)
         blocks.giveUp(block)
     }
 
@@ -174,6 +181,18 @@ final class OverlayImage: ImageBackend, @unchecked Sendable {  // what changes i
                 try growFile()
                 try storages[0].flushIfWritten()
             }
+        }
+    }
+
+    /// Cuts the file off behind all that is in use; nothing is taken any more.
+    func cut(at newEnd: UInt64) throws(DiskError) {
+        try space.withLock { (space) throws(DiskError) in
+            guard newEnd < space.length else { return }
+            blocks.removeAll()
+            end.value = newEnd
+            space.length = newEnd
+            try storages[0].storage.setLength(newEnd)
+            try storages[0].storage.flush()
         }
     }
 

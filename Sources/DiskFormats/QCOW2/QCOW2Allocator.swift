@@ -135,6 +135,18 @@ final class QCOW2Allocator: Sendable {
         }
     }
 
+    /// Cuts the file off behind all that has a refcount; everything is durable, and nothing is taken any more.
+    func cut(at newEnd: UInt64) throws(DiskError) {
+        state.withLock { $0.free = FreeBlocks(blockSize: clusterSize) }
+        try length.withLock { (length) throws(DiskError) in
+            guard newEnd < end.value, !hasFixedLength else { return }
+            end.value = newEnd
+            length = newEnd
+            try handle.storage.setLength(newEnd)
+            try handle.storage.flush()
+        }
+    }
+
     func moveEnd(to value: UInt64) { length.withLock { _ in end.value = value } }
 
     private func hasRoom(_ clusters: UInt64) -> Bool {

@@ -180,7 +180,7 @@ extension QCOW2Image {
     }
 
     /// Enters the place of a guest cluster, of which a range is stored there now.
-    private func enter(_ host: UInt64, _ cluster: UInt64, _ range: Range<UInt64>) throws(DiskError) {
+    func enter(_ host: UInt64, _ cluster: UInt64, _ range: Range<UInt64>) throws(DiskError) {
         let place = try writablePlace(of: cluster)
         let old = try pair(at: place)
         var new = QCOW2ExtendedEntry(entry: host | QCOW2Entry.copied, bitmap: .none)
@@ -272,6 +272,8 @@ extension QCOW2Image {
     ) throws(DiskError) {
         if header.hasDataFile {
             let end = min(range.upperBound, try storages[1].storage.length())
+            let range = range.lowerBound..<max(range.lowerBound, end)
+            if releasedPlaces.add(range, in: storages[1]) { return }
             if range.lowerBound < end { try storages[1].discard(range.lowerBound..<end, for: .guestData) }
             return
         }
@@ -279,7 +281,8 @@ extension QCOW2Image {
         let isOwn =
             entry & QCOW2Entry.compressed == 0 && entry & QCOW2Entry.copied != 0 && host != 0
             && host & (header.clusterSize - 1) == 0 && host < end.value
-        guard isOwn else { return keepsPlace ? () : giveUp(entry, except: 0) }
+        // (The allocator gives space back after the entry is gone.)
+        guard isOwn, !releasedPlaces.isActive else { return keepsPlace ? () : giveUp(entry, except: 0) }
         if keepsPlace {
             let place = host + (range.lowerBound - cluster << map.clusterBits)
             return try storages[0].discard(

@@ -4,7 +4,7 @@ internal import DiskStorage
 /// An open QCOW2 image, or one of its internal snapshots.
 // Sendable: what changes is behind the allocator's locks.
 @safe
-final class QCOW2Image: ImageBackend, @unchecked Sendable {
+final class QCOW2Image: RelocatingBackend, CompactableBackend, @unchecked Sendable {
     let format = "qcow2"
     /// As it was when the image was opened, but for what names the backing file, the L1 table and the disk's size.
     var header: QCOW2Header
@@ -25,6 +25,10 @@ final class QCOW2Image: ImageBackend, @unchecked Sendable {
     let end: FileEndCell
     /// Takes clusters; nil if the image is only read.
     let allocator: QCOW2Allocator?
+    /// What is dropped while the image is compacted.
+    let releasedPlaces = ReleasedPlaces()
+    /// The way of clusters to the front then.
+    let mover = BlockMover()
     /// Held while an L2 table is made.
     let addingTable = Locked(false)
     /// Whether the disk has got another size, so that nothing but closing the image is left to do.

@@ -133,6 +133,18 @@ final class QEDFile: Sendable {
         }
     }
 
+    /// Cuts the file off behind all that is in use; everything is durable, and nothing is taken any more.
+    func cut(at newEnd: UInt64) throws(DiskError) {
+        try state.withLock { (state) throws(DiskError) in
+            guard newEnd < state.length, !handle.storage.traits.hasFixedLength else { return }
+            state.unused = FreeBlocks(blockSize: clusterSize)
+            end.value = newEnd
+            state.length = newEnd
+            try handle.storage.setLength(newEnd)
+            try handle.storage.flush()
+        }
+    }
+
     // MARK: - Flushing
 
     /// Makes the file long enough for all that was taken, before entries point there, and makes the clusters durable.

@@ -71,22 +71,28 @@ extension QEDImage {
     // MARK: - Discarding
 
     /// Unallocated clusters become zero clusters. Allocated ones keep their place, which the disk makes a hole: the
-    /// format has no list of free clusters, and one that nothing points to would be lost to all but a compaction.
+    /// format has no list of free clusters, and one that nothing points to would be lost to all but a compaction (which
+    /// gives them up, as it is there to find another use for their places).
     func drop(offset: UInt64, length: UInt64, leaving kind: DroppedKind) throws(DiskError) -> Bool {
         var batch = ExtentBatch()
         var position = offset
         while position < offset + length {
             batch.removeAll()
             try tables.map(offset: position, length: offset + length - position, into: &batch)
-            for number in 0..<batch.count where batch[number].kind == .data { return false }
+            for number in 0..<batch.count where batch[number].kind == .data && !releasedPlaces.isActive { return false }
             position += batch.coveredLength
         }
         let wanted = kind == .zero ? QEDTables.zeroCluster : 0
         for cluster in offset / blockSize..<(offset + length).dividedRoundingUp(by: blockSize) {
-            guard try entry(at: cluster * blockSize) != wanted else { continue }
+            let old = try entry(at: cluster * blockSize)
+            guard old != wanted else { continue }
             if tableSet.needsFlush { try flush() }
             try writableFile.markNeedCheck()
             try setEntry(wanted, at: cluster * blockSize)
+            if old > QEDTables.zeroCluster {
+                // A compaction fills the place with another cluster, or cuts it off.
+                _ = releasedPlaces.add(old..<old + blockSize, in: storages[0])
+            }
         }
         return true
     }

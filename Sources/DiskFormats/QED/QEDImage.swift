@@ -2,8 +2,9 @@ internal import DiskImage
 internal import DiskStorage
 
 /// An open QED image.
+// Sendable: what changes is behind locks and the cell.
 @safe
-final class QEDImage: ImageBackend, @unchecked Sendable {  // what changes is behind locks and the cell
+final class QEDImage: RelocatingBackend, CompactableBackend, @unchecked Sendable {
     let format = "qed"
     /// As it is in the file; see ``QEDFile/writeHeader(_:name:)``.
     var header: QEDHeader
@@ -21,6 +22,10 @@ final class QEDImage: ImageBackend, @unchecked Sendable {  // what changes is be
     var backingFilename: String?
     /// What is wrong with the whole, in an image that was opened for information.
     private let damage: String?
+    /// What is dropped while the image is compacted.
+    let releasedPlaces = ReleasedPlaces()
+    /// The way of clusters to the front then.
+    let mover = BlockMover()
     /// Held while an L2 table is made.
     let addingTable = Locked(false)
     let end: FileEndCell

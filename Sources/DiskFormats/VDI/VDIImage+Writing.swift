@@ -113,6 +113,9 @@ extension VDIImage {
         guard start + blockSize <= end.value else { return }
         // Space that was taken on purpose stays with the file.
         guard !isZeroExpanding else { return space.giveUp(place, isZero: false) }
+        if releasedPlaces.add(start..<start + blockSize, in: storages[0]) {
+            return space.giveUp(place, isZero: false)
+        }
         do throws(DiskError) {
             try storages[0].discard(start..<start + blockSize, for: .guestData)
         } catch {

@@ -6,8 +6,9 @@ internal import DiskStorage
 /// It has no unclean mark, and needs none: an entry is written after what it leads to is durable, and no place that an
 /// entry on the disk may lead to is used again. Other programs do not keep to that, so that an image is looked through
 /// when it is opened for writing; one whose entries cannot be right is not written to.
+// Sendable: what changes is behind locks and in the cell.
 @safe
-final class VDIImage: RelocatingBackend, @unchecked Sendable {  // what changes is behind locks and in the cell
+final class VDIImage: RelocatingBackend, CompactableBackend, @unchecked Sendable {
     let format = "vdi"
     let header: VDIHeader
     let virtualSize: UInt64
@@ -29,6 +30,8 @@ final class VDIImage: RelocatingBackend, @unchecked Sendable {  // what changes 
     let isResized = Locked(false)
     /// Blocks that lie so far back that they should move: the last one is to move first.
     let movers = Locked<[VDIMover]>([])
+    /// What is dropped while the image is compacted.
+    let releasedPlaces = ReleasedPlaces()
     /// What is wrong with the file as a whole, for people; only where information alone is asked for.
     let damage: String?
     private let fileEnd: FileEnd

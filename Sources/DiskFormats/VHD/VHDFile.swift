@@ -16,6 +16,8 @@ final class VHDFile: Sendable {
     private let space: Locked<Space>
     /// Blocks that nothing points to, by where their bitmaps lie.
     let blocks: ReusableBlocks
+    /// What is dropped while the image is compacted.
+    let released = ReleasedPlaces()
 
     private struct Space {
         /// The footer's bytes.
@@ -208,6 +210,14 @@ final class VHDFile: Sendable {
     /// Whether blocks were given up, so that the last one of the file may be another than the last one taken.
     var hasGivenUp: Bool { space.withLock { $0.hasGivenUp } }
 
+    /// Whether the file is longer than what is in use up to `usedEnd`, and the footer.
+    func hasSpare(behind usedEnd: UInt64) -> Bool {
+        space.withLock { space in !isDevice && (usedEnd.alignedUp(to: 512) ?? .max) < space.footerOffset }
+    }
+
+    /// The footer may lie further on than it must, and is put right behind the last block when the image is closed.
+    func noteSpare() { space.withLock { $0.hasGivenUp = true } }
+
     // MARK: - Space
 
     /// Space for a block: where its bitmap begins, and whether its data reads as zeros.
@@ -230,8 +240,10 @@ final class VHDFile: Sendable {
 
     /// Gives up a block whose entry was just removed: its space goes back to the file system, and to us after a flush.
     func giveUp(_ start: UInt64) throws(DiskError) {
-        try zero(start)
-        blocks.giveUp(start)
+        let data = start + bitmapSize
+        let isKept = released.add(data..<max(data, min(data + blockSize, end.value)), in: handle)
+        if !isKept { try zero(start) }
+        blocks.giveUp(start, isZero: !isKept)
         space.withLock { $0.hasGivenUp = true }
     }
 

@@ -65,7 +65,7 @@ extension VHDImage {
     }
 
     /// Enters a new block: its bitmap, of which `sectors` are set, and then its place in the table.
-    private func enter(_ block: UInt64, _ start: UInt64, _ sectors: Range<UInt64>) throws(DiskError) {
+    func enter(_ block: UInt64, _ start: UInt64, _ sectors: Range<UInt64>) throws(DiskError) {
         do throws(DiskError) {
             let isFull = try writeBitmap(sectors, block, start)
             marks?[block] = isFull ? VHDBitmapState.full : VHDBitmapState.partial

@@ -6,8 +6,9 @@ internal import DiskStorage
 /// It needs no unclean mark: what points somewhere is written after what it points to, and nothing that an entry on the
 /// disk may point to is used again before that entry is gone. So whatever a power cut leaves is sound; at worst there
 /// is space that nothing points to.
+// Sendable: what changes is in cells and behind locks of its own.
 @safe
-final class VHDImage: ImageBackend, @unchecked Sendable {  // what changes is in cells and behind locks of its own
+final class VHDImage: RelocatingBackend, CompactableBackend, @unchecked Sendable {
     let format = "vhd"
     let virtualSize: UInt64
     let blockSize: UInt64
@@ -37,6 +38,8 @@ final class VHDImage: ImageBackend, @unchecked Sendable {  // what changes is in
     let marks: BlockMarks?
     /// The file, if it is open for writing.
     let file: VHDFile?
+    /// The way of blocks to the front, while the image is compacted.
+    let mover = Locked(BlockSlots())
     /// Whether blocks of a differencing image are never given up: XenServer's batmap says of them, by number, that they
     /// are held as a whole.
     private(set) var keepsBlocks: Bool

@@ -31,6 +31,8 @@ final class VHDXFile: Sendable {
     private let session: Locked<Session>
     /// Whether the DataWriteGuid, which children compare, stays as it is.
     private let keepsIdentity: Bool
+    /// What is dropped while the image is compacted.
+    let released = ReleasedPlaces()
 
     /// Further on an entry cannot lead.
     private static let endLimit: UInt64 = 1 << 56
@@ -188,13 +190,20 @@ final class VHDXFile: Sendable {
     /// Gives up a payload block whose entry was just changed: its space goes back to the file system, and to us after a
     /// flush.
     func giveUp(_ offset: UInt64) throws(DiskError) {
-        try handle.discard(offset..<max(offset, min(offset + blockSize, end.value)), for: .guestData)
-        blocks.giveUp(offset)
+        let range = offset..<max(offset, min(offset + blockSize, end.value))
+        let isKept = released.add(range, in: handle)
+        if !isKept { try handle.discard(range, for: .guestData) }
+        blocks.giveUp(offset, isZero: !isKept)
         space.withLock { $0.hasGivenUp = true }
     }
 
     /// Something that is no payload block was given up.
     func noteGivenUp() { space.withLock { $0.hasGivenUp = true } }
+
+    /// Whether the file is longer than what is in use up to `usedEnd`.
+    func hasSpare(behind usedEnd: UInt64) -> Bool {
+        space.withLock { space in !space.keepsLength && usedEnd < space.length }
+    }
 
     /// Whether the last block of the file may be another than the last one taken.
     var hasGivenUp: Bool { space.withLock { $0.hasGivenUp } }

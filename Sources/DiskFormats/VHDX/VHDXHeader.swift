@@ -1,3 +1,4 @@
+internal import DiskPartitions
 internal import DiskStorage
 
 /// One of the two headers. [MS-VHDX] 2.2.2.

@@ -133,7 +133,9 @@ extension VHDXImage {
                 let stop = try table.endOfRun(of: 0, in: place..<entries.place(ofBlock: last) + 8)
                 block = max(block + 1, entries.block(at: entries.offset + (stop - entries.offset) & ~7))
                 continue
-            case .absent where entry.isInFile: try store(VHDXEntry(State.unmapped), at: place)
+            // In a child, unmapped would be zeros, whatever the parent has.
+            case .absent where entry.isInFile:
+                try store(VHDXEntry(isDifferencing ? State.notPresent : State.unmapped), at: place)
             case .absent: break
             case .zero: try store(VHDXEntry(State.zero), at: place)
             }

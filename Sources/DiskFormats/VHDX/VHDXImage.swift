@@ -2,8 +2,9 @@ internal import DiskImage
 internal import DiskStorage
 
 /// An open VHDX.
+// Sendable: what changes is in cells and behind locks of its own.
 @safe
-final class VHDXImage: ImageBackend, @unchecked Sendable {  // what changes is in cells and behind locks of its own
+final class VHDXImage: RelocatingBackend, CompactableBackend, @unchecked Sendable {
     let format = "vhdx"
     let virtualSize: UInt64
     let blockSize: UInt64
@@ -24,6 +25,8 @@ final class VHDXImage: ImageBackend, @unchecked Sendable {  // what changes is i
     let fileEnd: FileEnd
     /// The file, if it is open for writing.
     let file: VHDXFile?
+    /// The way of blocks to the front, while the image is compacted.
+    let mover = Locked(BlockSlots())
     /// Held while a block of the sector bitmap is made.
     let addingBitmap = Locked(false)
     private let cache: TableCache

@@ -1,3 +1,4 @@
+internal import DiskPartitions
 internal import DiskStorage
 
 /// Reads entries from the log, which is a ring: what reaches its end goes on at its beginning. [MS-VHDX] 2.3.

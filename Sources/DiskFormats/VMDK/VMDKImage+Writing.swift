@@ -57,7 +57,7 @@ extension VMDKImage {
     }
 
     /// Sets the entry of a grain in its table and in the table's copy, making the tables first if there are none.
-    private func setEntry(
+    func setEntry(
         _ sector: UInt32, grain: UInt64, _ grains: VMDKGrainTables, _ file: VMDKSparseFile
     ) throws(DiskError) {
         for directory in [grains.directoryOffset, grains.redundantDirectoryOffset] where directory != 0 {

@@ -4,7 +4,7 @@ internal import DiskStorage
 /// An open VMDK image: a descriptor and the extents that it lists.
 // Sendable: the translations do not change after init.
 @safe
-final class VMDKImage: ImageBackend, @unchecked Sendable {
+final class VMDKImage: RelocatingBackend, CompactableBackend, @unchecked Sendable {
     let format = "vmdk"
     let virtualSize: UInt64
     let blockSize: UInt64
@@ -25,6 +25,8 @@ final class VMDKImage: ImageBackend, @unchecked Sendable {
     let companions: any CompanionOpener
     /// Whether what children compare stays as it is.
     let keepsIdentity: Bool
+    /// The way of blocks to the front, while the image is compacted.
+    let mover = BlockMover()
     /// Held while a grain table is made.
     let addingTable = Locked(false)
 

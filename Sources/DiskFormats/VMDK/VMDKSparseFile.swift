@@ -18,6 +18,8 @@ final class VMDKSparseFile: Sendable {
     /// Grains that nothing points to.
     let grains: ReusableBlocks
     private let grainSize: UInt64
+    /// What is dropped while the image is compacted.
+    let released = ReleasedPlaces()
 
     /// Where grains may go.
     private struct Space {
@@ -98,8 +100,31 @@ final class VMDKSparseFile: Sendable {
 
     /// Gives up a grain whose entry was just removed: its space goes back to the file system, and to us after a flush.
     func giveUp(_ offset: UInt64) throws(DiskError) {
+        if released.add(offset..<min(offset + grainSize, end.value), in: handle) {
+            return grains.giveUp(offset, isZero: false)
+        }
         try handle.discard(offset..<min(offset + grainSize, end.value), for: .guestData)
         grains.giveUp(offset)
+    }
+
+    /// Cuts the file off at `newEnd`, behind all that is in use: everything is durable, and nothing is taken any more.
+    /// A pointer to the next free sector is lowered first; what lies between is then free by either reading.
+    func cut(at newEnd: UInt64) throws(DiskError) {
+        try space.withLock { (space) throws(DiskError) in
+            guard newEnd < space.length else { return }
+            grains.removeAll()
+            if layout == .cowd {
+                var field = FieldWriter(count: 4)
+                field.littleEndian(UInt32(truncatingIfNeeded: newEnd / 512), at: 0)
+                try handle.storage.write(field.bytes, at: 28, for: .allocation)
+                try handle.storage.flush()
+            }
+            end.value = newEnd
+            space.length = newEnd
+            guard !handle.storage.traits.hasFixedLength else { return }
+            try handle.storage.setLength(newEnd)
+            try handle.storage.flush()
+        }
     }
 
     // MARK: - Flushing
