@@ -13,6 +13,7 @@ struct CreateCommand: ParsableCommand {
               vdimg create --format vmdk --variant split-fixed --size 8G disk.vmdk
               vdimg create --parent base.vmdk child.vmdk
               vdimg create --variant full-device --option device=/dev/sdb disk.vmdk
+              vdimg create --variant partitioned-device --option device=/dev/sdb --option partitions=1,5r disk.vmdk
 
             'vdimg formats' lists formats and variants.
             """)
@@ -68,6 +69,18 @@ struct CreateCommand: ParsableCommand {
                 print("\(path): \(information.format), \(humanSize(information.virtualSize))")
             }
             if parent != nil { noteUnlessFound() }
+            if variant?.hasSuffix("-device") ?? false { noteUnlessAllowed() }
+        }
+    }
+
+    /// A device lies in none of the folders from which an image's files come.
+    private func noteUnlessAllowed() {
+        do throws(DiskError) {
+            var options = DiskOptions(format: format, allowedFolders: allowedFolders)
+            options.locksImages = false
+            try Disk.open(path, options: options).close()
+        } catch {
+            writeError("vdimg: note: made, but to open it needs more: \(error)")
         }
     }
 

@@ -30,6 +30,8 @@ struct VDImg: ParsableCommand {
               vdimg merge disk-001.vmdk
               vdimg rebase --parent other.vmdk child.vmdk
               vdimg resize disk.vmdk +10G
+              vdimg set --comment 'before the update' disk.vmdk
+              vdimg rename disk.vmdk server.vmdk
 
             EXIT STATUS
               0 well; 1 the operation failed; 2 check found what needs repair; 3 check found loss that
@@ -39,7 +41,8 @@ struct VDImg: ParsableCommand {
         subcommands: [
             InfoCommand.self, CreateCommand.self, ConvertCommand.self, MapCommand.self, CheckCommand.self,
             SnapshotCommand.self, MergeCommand.self, RebaseCommand.self, CompareCommand.self, MeasureCommand.self,
-            CompactCommand.self, ResizeCommand.self, SetCommand.self, FormatsCommand.self, CacheCommand.self,
+            CompactCommand.self, ResizeCommand.self, SetCommand.self, RenameCommand.self, FormatsCommand.self,
+            CacheCommand.self,
         ])
 }
 

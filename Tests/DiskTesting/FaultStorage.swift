@@ -85,6 +85,11 @@ private final class FaultStorage: Storage {
         try inner.flush()
     }
 
+    func replaceContents(with bytes: [UInt8], for purpose: StoragePurpose) throws(DiskError) {
+        try plan.check("replace the contents")
+        try inner.replaceContents(with: bytes, for: purpose)
+    }
+
     func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
     func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

@@ -73,9 +73,11 @@ struct BackendResizeTests {
         Layout(name: "raw fixed", format: "raw", variant: "fixed", sizes: [mib + 512, 3 * mib, mib / 2, 2 * mib]),
     ]
 
-    static func resize(_ path: String, to size: UInt64, _ row: FormatRow, wrap: CrashLog? = nil) throws {
+    static func resize(
+        _ path: String, to size: UInt64, _ row: FormatRow, wrap: (@Sendable (any Storage) -> any Storage)? = nil
+    ) throws {
         var options = row.options(isWritable: true)
-        if let wrap { options.wrapStorage = { $0.traits.isWritable ? wrap.record($0) : $0 } }
+        if let wrap { options.wrapStorage = { $0.traits.isWritable ? wrap($0) : $0 } }
         var opener = ChainOpener(options: options)
         opener.keepsIdentity = true
         let layer = try opener.open(path, mode: .readWrite, withParents: false)[0]

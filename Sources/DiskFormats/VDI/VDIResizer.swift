@@ -169,20 +169,15 @@ struct VDIResizer {
     /// What blocks hold behind the disk's end is no part of the disk; so it must be zeros when the disk gets longer.
     private func clearBehindEnd() throws(DiskError) {
         let length = try storage.length()
-        var block = header.virtualSize / header.blockSize
-        var offset = header.virtualSize % header.blockSize
-        var hasWritten = false
-        while block < header.blockCount {
-            let entry = try entries(block..<block + 1)[0]
-            if entry < VDIEntry.zero {
-                let start = Self.data(header, UInt64(entry))
-                let range = min(length, start + offset)..<min(length, start + header.blockSize)
-                if !range.isEmpty { try storage.writeZeros(range, for: .guestData) }
-                hasWritten = true
-            }
-            (block, offset) = (block + 1, 0)
+        let first = header.virtualSize / header.blockSize
+        let (header, storage) = (header, storage)
+        try forEachEntry(from: first) { (block, entry) throws(DiskError) in
+            let start = Self.data(header, UInt64(entry))
+            let offset = block == first ? header.virtualSize % header.blockSize : 0
+            let range = min(length, start + offset)..<min(length, start + header.blockSize)
+            if !range.isEmpty { try storage.writeZeros(range, for: .guestData) }
         }
-        if hasWritten { try storage.flush() }
+        try storage.flush()
     }
 
     // MARK: - Shrinking
@@ -254,8 +249,10 @@ struct VDIResizer {
     }
 
     /// Calls `body` for each block of the disk that has a place.
-    private func forEachEntry(_ body: (_ block: UInt64, _ entry: UInt32) throws(DiskError) -> Void) throws(DiskError) {
-        for first in stride(from: 0, to: header.blockCount, by: UInt64.Stride(Self.piece)) {
+    private func forEachEntry(
+        from start: UInt64 = 0, _ body: (_ block: UInt64, _ entry: UInt32) throws(DiskError) -> Void
+    ) throws(DiskError) {
+        for first in stride(from: start, to: header.blockCount, by: UInt64.Stride(Self.piece)) {
             let found = try entries(first..<min(first + Self.piece, header.blockCount))
             for (index, entry) in found.enumerated() where entry < VDIEntry.zero {
                 try body(first + UInt64(index), entry)

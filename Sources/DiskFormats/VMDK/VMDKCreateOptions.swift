@@ -26,7 +26,7 @@ enum VMDKVariant: String, CaseIterable, Sendable {
         case .esxSparse: "an ESX redo log: a file that grows, and a descriptor (vmfsSparse)"
         case .fullDevice: "a descriptor for a device (fullDevice); option device=PATH"
         case .partitionedDevice:
-            "a descriptor for some partitions of a device (partitionedDevice); options device=PATH, partitions=1,3"
+            "a descriptor for some partitions of a device (partitionedDevice); options device=PATH, partitions=1,3r"
         }
     }
 
@@ -57,11 +57,29 @@ struct VMDKCreateOptions: Sendable {
     var preallocates = true
     /// The device that the disk is or is a part of.
     var device: String?
-    /// The numbers of the partitions that the disk has.
-    var partitions: [Int] = []
+    /// The partitions that the disk has.
+    var partitions: [ChosenPartition] = []
+    /// Whether the partitions' own devices are named, not places on the whole one.
+    var usesPartitionDevices = false
+    /// A file with the boot loader's code that the image gets instead of the device's.
+    var bootSector: String?
+
+    /// A partition of a device.
+    struct ChosenPartition: Sendable, Equatable {
+        let number: Int
+        let isReadOnly: Bool
+
+        /// `3`, or `3r` for one that is only read.
+        init?(_ text: some StringProtocol) {
+            isReadOnly = text.hasSuffix("r")
+            guard let number = Int(isReadOnly ? text.dropLast() : text[...]), number > 0 else { return nil }
+            self.number = number
+        }
+    }
 
     private static let names = [
-        "adapter-type", "device", "hardware-version", "partitions", "preallocation", "split-size", "zeroed-grain",
+        "adapter-type", "boot-sector", "device", "hardware-version", "partitions", "preallocation", "relative",
+        "split-size", "zeroed-grain",
     ]
     private static let adapterTypes = ["ide", "buslogic", "lsilogic", "legacyESX"]
 
@@ -79,6 +97,10 @@ struct VMDKCreateOptions: Sendable {
         guard (variant == .partitionedDevice) == !partitions.isEmpty else {
             throw DiskError(
                 .invalidArgument, "the variant partitioned-device, and no other, needs the option partitions=1,3,…")
+        }
+        guard variant == .partitionedDevice || !usesPartitionDevices && bootSector == nil else {
+            throw DiskError(
+                .invalidArgument, "the options 'relative' and 'boot-sector' belong to the variant partitioned-device")
         }
     }
 
@@ -108,11 +130,15 @@ struct VMDKCreateOptions: Sendable {
             splitSectors = bytes / 512
         case "device": device = value
         case "partitions":
-            let numbers = value.split(separator: ",").map { Int($0) ?? 0 }
-            guard !numbers.isEmpty, numbers.allSatisfy({ $0 > 0 }), Set(numbers).count == numbers.count else {
-                throw wrong("it is a list of different numbers, such as 1,3")
+            let words = value.split(separator: ",", omittingEmptySubsequences: false)
+            partitions = words.compactMap { ChosenPartition($0) }
+            guard partitions.count == words.count, Set(partitions.map(\.number)).count == words.count else {
+                throw wrong("it is a list of different numbers, such as 1,3r (r: read-only)")
             }
-            partitions = numbers
+        case "relative":
+            guard let isOn = Self.flag(value) else { throw wrong("it is on or off") }
+            usesPartitionDevices = isOn
+        case "boot-sector": bootSector = value
         default:
             throw DiskError(
                 .invalidArgument,

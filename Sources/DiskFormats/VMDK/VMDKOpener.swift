@@ -9,6 +9,17 @@ struct VMDKOpener {
     /// The header of the file that was named, if it is a sparse extent itself.
     private let ownHeader: VMDKSparseHeader?
     private let ownCOWDHeader: COWDHeader?
+    /// Files that hold extents as they are, by the names that the descriptor has for them: a device may hold many.
+    private var flatFiles: [String: FlatFile] = [:]
+
+    /// A file with flat extents, opened once, since it is locked.
+    private struct FlatFile {
+        let storage: any Storage
+        let path: String
+        /// Its numbers among the image's storages: as it is, and for extents that are only read.
+        var number: UInt16?
+        var readOnlyNumber: UInt16?
+    }
 
     private init(
         _ request: OpenRequest, _ descriptor: VMDKDescriptorFile, _ header: VMDKSparseHeader?, _ cowd: COWDHeader?
@@ -117,36 +128,62 @@ struct VMDKOpener {
         guard let name = line.fileName else {
             throw DiskError(.invalidImage, "extent \(parts.extents.count + 1) names no file")
         }
+        if line.type.isFlat, flatFiles[name] != nil { return try openFlat(name, line, length) }
         let file: (storage: any Storage, path: String)
         do throws(DiskError) {
+            // Of the extents that lie in a device, some may be writable.
+            let isWritable =
+                line.access == .readWrite
+                || line.type.isFlat
+                    && parts.descriptor.text.extents.contains { $0.fileName == name && $0.access == .readWrite }
             file = try request.companions.openCompanion(
-                name, of: request.path, isWritable: request.isWritable && line.access == .readWrite,
+                name, of: request.path, isWritable: request.isWritable && isWritable,
                 what: "extent \(parts.extents.count + 1)")
         } catch {
-            guard request.mode == .information, error.kind == .notFound else { throw error }
+            guard request.mode == .information, [.notFound, .refused, .system].contains(error.kind) else { throw error }
             append(VMDKOpenExtent(map: VMDKExtentMap(kind: .inaccessible, start: position, length: length, storage: 0)))
             return
         }
         if !line.type.isFlat {
             try openSparse(file.storage, file.path, line, length)
         } else {
-            try openFlat(file.storage, file.path, line, length)
+            flatFiles[name] = FlatFile(storage: file.storage, path: file.path)
+            try openFlat(name, line, length)
         }
     }
 
     private mutating func openFlat(
-        _ storage: any Storage, _ path: String, _ line: VMDKExtentDescription, _ length: UInt64
+        _ name: String, _ line: VMDKExtentDescription, _ length: UInt64
     ) throws(DiskError) {
+        guard let file = flatFiles[name] else { preconditionFailure("a flat extent whose file is not open") }
+        let (storage, path) = (file.storage, file.path)
         let offset = try line.fileOffsetSector.multiplied(by: 512, "an extent's offset")
         let needed = try offset.adding(length, "an extent's end")
         let found = try storage.length()
         let damage = "the file is cut short: the extent needs \(needed) bytes, \(found) are there"
         guard found >= needed || describesDamage else { throw DiskError(.invalidImage, damage, image: path) }
-        var map = VMDKExtentMap(kind: .flat, start: position, length: length, storage: try addStorage(storage, path))
+        var map = VMDKExtentMap(
+            kind: .flat, start: position, length: length, storage: try addFlatFile(name, file, line))
         map.fileOffset = offset
         var extent = VMDKOpenExtent(map: map)
         if found < needed { extent.damage = damage }
         append(extent)
+    }
+
+    /// The number of a flat extent's file among the image's storages.
+    private mutating func addFlatFile(
+        _ name: String, _ file: FlatFile, _ line: VMDKExtentDescription
+    ) throws(DiskError) -> UInt16 {
+        if line.access == .readOnly, file.storage.traits.isWritable {
+            if let number = file.readOnlyNumber { return number }
+            let number = try addStorage(ReadOnlyStorage(file.storage), file.path)
+            flatFiles[name]?.readOnlyNumber = number
+            return number
+        }
+        if let number = file.number { return number }
+        let number = try addStorage(file.storage, file.path)
+        flatFiles[name]?.number = number
+        return number
     }
 
     private mutating func openSparse(

@@ -19,6 +19,8 @@ struct VMDKSparseResizer {
     private let slots: UInt64
     /// Where the metadata in front ends, in bytes.
     private let metadataEnd: UInt64
+    /// The first sector that may hold a table: what lies before is header and descriptor.
+    private let firstTable: UInt64
     /// Where the header's next free sector is, in bytes; 0 where it tells none.
     private let freeOffset: UInt64
 
@@ -44,6 +46,7 @@ struct VMDKSparseResizer {
             let descriptorEnd =
                 header.descriptorSector == 0 ? 0 : header.descriptorSector + header.descriptorSectorCount
             metadataEnd = max(header.overheadSectors, descriptorEnd) * 512
+            firstTable = max(1, descriptorEnd)
             freeOffset = 0
         case .cowd:
             let header = try COWDHeader(
@@ -55,6 +58,7 @@ struct VMDKSparseResizer {
             directories = [UInt64(header.directorySector) * 512]
             slots = UInt64(header.directoryEntryCount).dividedRoundingUp(by: 128) * 128
             metadataEnd = UInt64(COWDHeader.byteCount)
+            firstTable = metadataEnd / 512
             freeOffset = UInt64(header.freeSector) * 512
         }
     }
@@ -185,7 +189,7 @@ struct VMDKSparseResizer {
         _ index: UInt64, of directory: UInt64, from first: UInt64, _ end: UInt64
     ) throws(DiskError) -> [UInt32] {
         let table = try entry(at: directory + index * 4)
-        guard table > 0, UInt64(table) * 512 + tableSize <= end else { return [] }
+        guard table >= firstTable, UInt64(table) * 512 + tableSize <= end else { return [] }
         let place = UInt64(table) * 512 + first * 4
         let bytes = try storage.bytes(
             at: place, count: Int(entriesPerTable - first) * 4, for: .table, "a grain table")
@@ -220,7 +224,7 @@ struct VMDKSparseResizer {
         guard sector > 1 || sector == 1 && !hasZeroGrains else { return }
         let start = UInt64(sector) * 512 + sectors % grainSectors * 512
         let stop = min(end, UInt64(sector) * 512 + grainSize)
-        guard start < stop else { return }
+        guard start < stop, start >= metadataEnd else { return }
         try storage.writeZeros(start..<stop, for: .guestData)
         try storage.flush()
     }
