@@ -95,7 +95,8 @@ public final class TestTarget: Sendable {
         _ file: String, user: String? = nil, password: String = "", options: String? = nil
     ) throws(DiskError) {
         let port = TestServer.freePort()
-        control = "\(port)"
+        // A short number is what tgtd takes.
+        control = "\(port % 30_000 + 100)"
         unsafe _ = mkdir("/var/run/tgtd", 0o755)
         server = try TestServer(["tgtd", "-f", "-C", control, "--iscsi", "portal=127.0.0.1:\(port)"], port: port)
         try administer("target", "new", ["--tid", "1", "--targetname", Self.name])
