@@ -128,7 +128,8 @@ func hasty(retries: Int = 4, _ more: (inout StorageSettings) -> Void = { _ in })
     /// What no client can use, and what a hostile server would send: an error in bounded time and memory.
     @Test(arguments: [
         ("whole", "no range requests"), ("liar", "which bytes"), ("endless", "header"), ("garbage", ""),
-        ("gzip", "compressed"), ("more", "more bytes"), ("drip", ""), ("loop", "redirects more than"), ("away", "redirects to"),
+        ("gzip", "compressed"), ("more", "more bytes"), ("drip", ""), ("loop", "redirects more than"),
+        ("away", "redirects to"),
         ("plain/none", "no such file"),
     ]) func isRefused(_ kind: String, _ text: String) throws {
         let path = kind.contains("/") ? kind : kind + "/disk"
