@@ -34,7 +34,7 @@ extension Disk {
         }
         let opener = ChainOpener(options: options)
         let layers = try opener.open([storage] + parents)
-        return try make(layers, topFiles: 1, opener, options)
+        return try make(layers, topFiles: opener.finder.opened == nil ? 0 : 1, opener, options)
     }
 }
 

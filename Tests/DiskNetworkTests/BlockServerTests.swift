@@ -179,6 +179,15 @@ private func exercise(_ storage: any Storage, _ exported: Exported) throws {
         let place = "nbds://127.0.0.1:\(server.port)"
         #expect(throws: DiskError.self) { try NBDStorage(place, isWritable: false, settings: hasty()) }
         let trusting = try StorageSettings(["tls-certificates=\(folder)"])
+        // Of another name, by no authority, and without a name.
+        let other = "nbds://localhost:\(server.port)"
+        #expect(throws: DiskError.self) { try NBDStorage(other, isWritable: false, settings: trusting) }
+        let empty = try StorageSettings(["tls-certificates=/var/empty"])
+        #expect(throws: DiskError.self) { try NBDStorage(place, isWritable: false, settings: empty) }
+        #expect(throws: DiskError.self) {
+            try NBDStorage("nbds+unix:///?socket=/nowhere", isWritable: false, settings: trusting)
+        }
+        #expect(try NBDStorage(other, isWritable: false, settings: StorageSettings(["insecure=yes"])).length() > 0)
         let storage = try NBDStorage(place, isWritable: true, settings: trusting)
         #expect(try storage.all() == exported.content)
         try storage.write([1], at: 3, for: .guestData)

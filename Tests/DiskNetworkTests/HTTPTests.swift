@@ -118,7 +118,7 @@ func hasty(retries: Int = 4, _ more: (inout StorageSettings) -> Void = { _ in })
     @Test func replacedFileIsNoticed() throws {
         let storage = try HTTPStorage(address("plain"), settings: hasty())
         _ = try storage.availableBytes(at: 0, count: 10, for: .header)
-        unlink(folder.file("disk"))
+        unsafe _ = unlink(folder.file("disk"))
         usleep(1_100_000)
         _ = try folder.write(noise(content.count, seed: 8), to: "disk")
         #expect(throws: DiskError.self) { try storage.availableBytes(at: 1 << 20, count: 10, for: .header) }

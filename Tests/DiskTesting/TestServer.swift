@@ -13,7 +13,7 @@ public final class TestServer: Sendable {
     public init(_ command: [String], port: Int) throws(DiskError) {
         self.port = port
         process = try Subprocess.start(command)
-        for _ in 0..<1000 where !Self.listens(port) { usleep(10_000) }
+        for _ in 0..<3000 where !Self.listens(port) { usleep(10_000) }
         guard Self.listens(port) else {
             stop()
             throw DiskError(.system, "\(command[0]) does not listen at \(port)")
@@ -48,19 +48,12 @@ public final class TestServer: Sendable {
         _ = try? process.wait()
     }
 
-    /// A port that was free a moment ago.
+    /// A port where nobody listens, by chance, and below those that the system gives to clients.
     public static func freePort() -> Int {
-        let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
-        defer { close(descriptor) }
-        var address = local(0)
-        var size = socklen_t(MemoryLayout<sockaddr_in>.size)
-        unsafe withUnsafeMutablePointer(to: &address) { pointer in
-            unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { place in
-                unsafe _ = bind(descriptor, place, size)
-                unsafe _ = getsockname(descriptor, place, &size)
-            }
+        while true {
+            let port = Int.random(in: 10_000..<32_000)
+            if !listens(port) { return port }
         }
-        return Int(UInt16(bigEndian: address.sin_port))
     }
 
     private static func local(_ port: Int) -> sockaddr_in {
@@ -95,7 +88,8 @@ public final class TestTarget: Sendable {
         _ file: String, user: String? = nil, password: String = "", options: String? = nil
     ) throws(DiskError) {
         let port = TestServer.freePort()
-        control = "\(port)"
+        // A short number is what tgtd takes.
+        control = "\(port % 30_000 + 100)"
         unsafe _ = mkdir("/var/run/tgtd", 0o755)
         server = try TestServer(["tgtd", "-f", "-C", control, "--iscsi", "portal=127.0.0.1:\(port)"], port: port)
         try administer("target", "new", ["--tid", "1", "--targetname", Self.name])

@@ -1,3 +1,4 @@
+import DiskImage
 import DiskStorage
 import DiskTesting
 import Testing

@@ -60,12 +60,32 @@ final class NBDEngine: ConnectionEngine {
         try check(unsafe nbd_set_uri_allow_local_file(handle, false))
         try check(unsafe nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION))
         if address.scheme.hasPrefix("nbds") {
+            try Self.requireTrust(address, settings)
             try check(unsafe nbd_set_tls(handle, LIBNBD_TLS_REQUIRE))
             if let folder = settings.certificateFolder { try check(unsafe nbd_set_tls_certificates(handle, folder)) }
             if let file = settings.sharedKeyFile { try check(unsafe nbd_set_tls_psk_file(handle, file)) }
             if let user = settings.user { try check(unsafe nbd_set_tls_username(handle, user)) }
             try check(unsafe nbd_set_tls_verify_peer(handle, !settings.isInsecure))
         }
+    }
+
+    /// libnbd 1.14 (`lib/crypto.c`) checks the server's certificate only if it finds certificates to check it by, and
+    /// knows the server's name; else it goes on without a word. So there must be some.
+    private static func requireTrust(_ address: StorageAddress, _ settings: StorageSettings) throws(DiskError) {
+        guard !settings.isInsecure, settings.sharedKeyFile == nil else { return }
+        guard address.scheme == "nbds" else {
+            throw DiskError(
+                .refused,
+                "a server at a socket of this machine has no name to check its certificate by: give the storage option "
+                    + "tls-psk-file, or insecure=yes")
+        }
+        guard let folder = settings.certificateFolder else {
+            throw DiskError(
+                .refused,
+                "nothing is known to check the server's certificate by: give the storage option tls-certificates (a "
+                    + "folder with ca-cert.pem) or tls-psk-file, or insecure=yes")
+        }
+        _ = try FileStorage(path: folder + "/ca-cert.pem", isWritable: false)
     }
 
     private func connect(_ address: StorageAddress, _ settings: StorageSettings) throws(DiskError) {
