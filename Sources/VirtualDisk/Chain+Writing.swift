@@ -105,7 +105,7 @@ extension Chain {
             bytes.slice(0, Int(length)).isZero
         else { return nil }
         if kind == .zero { return Int(length) }
-        let isZeroBelow = try !policy.honorsZeros && isKnownZero(offset, length, from: 1)
+        let isZeroBelow = policy.honorsZeros ? false : try isKnownZero(offset, length, from: 1)
         if kind == .absent, isZeroBelow { return Int(length) }
         return try backend.drop(offset: offset, length: length, leaving: isZeroBelow ? .absent : .zero)
             ? Int(length) : nil

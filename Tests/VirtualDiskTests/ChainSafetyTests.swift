@@ -82,7 +82,7 @@ import VirtualDisk
             let mode: CrashReplay.CutMode = [.all, .none, .some(percent: percent)][number % 3]
             let files = replay.files(at: cut, mode, using: &generator)
             try Self.expectShown(
-                test, chain, files, "\(test), seed \(chain.seed), cut \(cut) of \(log.count), \(mode)")
+                test, chain, files, "\(test.testDescription), seed \(chain.seed), cut \(cut) of \(log.count), \(mode)")
         }
     }
 
@@ -125,12 +125,15 @@ import VirtualDisk
                 }
                 try change.run(chain, ChainSafetyTests.options(row), keepsFiles: false, control)
             }
-            try Self.expectShown(test, chain, [:], "\(test), seed \(chain.seed), killed at \(tenth) tenths")
+            try Self.expectShown(
+                test, chain, [:], "\(test.testDescription), seed \(chain.seed), killed at \(tenth) tenths")
         }
         try test.change.run(chain, Self.options(test.row), keepsFiles: false)
         let kept = test.change.kept
         try chain.expectShown(
-            test.change.top, chain.models[0], below: kept.dropFirst().map { chain.rows[$0] }, "\(test), finished")
+            test.change.top, chain.models[0], below: kept.dropFirst().map { chain.rows[$0] },
+            "\(test.testDescription), finished",
+            mayLeak: true)
     }
 
     /// Killed after the image above was told of its new parent, and before the files went: they go with the next call.

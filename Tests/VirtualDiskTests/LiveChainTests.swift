@@ -119,11 +119,11 @@ import VirtualDisk
                     _ = try disk.merge(source, into: target)
                 }
                 images.removeSubrange(source < target ? source..<target : target + 1..<source + 1)
-                #expect(disk.layers.map(\.path) == images.map { chain.path($0) }, "\(test), \(steps)")
+                #expect(disk.layers.map(\.path) == images.map { chain.path($0) }, "\(test.testDescription), \(steps)")
             }
             try disk.close()
             try chain.expectShown(
-                images[0], model, below: images.dropFirst().map { chain.rows[$0] }, "\(test), \(steps)")
+                images[0], model, below: images.dropFirst().map { chain.rows[$0] }, "\(test.testDescription), \(steps)")
         }
     }
 
