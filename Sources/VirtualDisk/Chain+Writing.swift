@@ -111,7 +111,8 @@ extension Chain {
             ? Int(length) : nil
     }
 
-    /// What the images below show already needs no space in this one; answers how many bytes that is, nil if they differ.
+    /// What the images below show already needs no space in this one; answers how many bytes that is, nil if they
+    /// differ.
     private func skipSame(_ bytes: IOBytes, at offset: UInt64, _ kind: Extent.Kind) throws(DiskError) -> Int? {
         guard kind == .absent, layers.count > 1 else { return nil }
         // Block by block: one that differs is not read in vain for the others.

@@ -59,8 +59,8 @@ final class CurrentChain: @unchecked Sendable {  // the pointer changes under al
         if let chain { try body(chain) }
     }
 
-    /// Runs `body`, which may put another chain in the place of this one, while nobody uses it and all regions are locked.
-    /// The chain that `body` leaves is there afterwards, also if it throws.
+    /// Runs `body`, which may put another chain in the place of this one, while nobody uses it and all regions are
+    /// locked. The chain that `body` leaves is there afterwards, also if it throws.
     func change(_ locks: RegionLocks, _ body: (inout Chain) throws(DiskError) -> Void) throws(DiskError) {
         // Who uses it may use it again inside: nobody new is kept out before all are gone.
         while !state.withLock({ state in

@@ -1,6 +1,7 @@
 internal import CLinux
 
-/// Which parts of a disk were written since they were asked for last: a bit for each, set by who holds the region's lock.
+/// Which parts of a disk were written since they were asked for last: a bit for each, set by who holds the region's
+/// lock.
 @safe
 final class DirtyRegions: @unchecked Sendable {  // the words are only accessed atomically
     /// At most this many parts.

@@ -36,8 +36,8 @@ extension Disk {
         }
     }
 
-    /// Opens a disk image by image, from the base up, wherever the files lie: what the images say of their parents' places
-    /// does not count, but each must have been made over the one before (``DiskError/Kind/brokenLink``).
+    /// Opens a disk image by image, from the base up, wherever the files lie: what the images say of their parents'
+    /// places does not count, but each must have been made over the one before (``DiskError/Kind/brokenLink``).
     ///
     /// The last one is the top; ``DiskOptions/format`` does not count.
     public static func open(images: [ImageFile], options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {

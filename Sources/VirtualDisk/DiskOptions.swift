@@ -27,8 +27,8 @@ public struct DiskOptions: Sendable {
     public var cache: CacheOptions?
     /// Opens images that are not files, by addresses such as `http://server/disk.vmdk`; nil: names are paths.
     public var storageProvider: (any StorageProvider)?
-    /// Whether an image that is to be written is opened read-only if the system refuses to let it be written (a read-only
-    /// file system, missing permission); ``Disk/isWritable`` then says so. Otherwise that is an error.
+    /// Whether an image that is to be written is opened read-only if the system refuses to let it be written (a
+    /// read-only file system, missing permission); ``Disk/isWritable`` then says so. Otherwise that is an error.
     public var allowsReadOnlyFallback = false
     /// Whether a block of zeros that is written is stored as one, by an image that would else hold nothing where zeros
     /// show anyway: so that they stay zeros whatever lies below later. Only formats that store no zeros otherwise (VDI)

@@ -180,7 +180,7 @@ extension MountTests {
                 kill(try helper(of: first), SIGKILL)
                 for disk in [first, second] {
                     if disk.pid == second.pid { server.stop() }
-                    try OpenedFile.with(disk.file, O_RDONLY | OpenedFile.direct) { file in
+                    _ = try OpenedFile.with(disk.file, O_RDONLY | OpenedFile.direct) { file in
                         #expect(throws: SystemFailure(EIO)) { try file.read(at: 22 << 20, count: 1 << 20) }
                     }
                     try disk.unmount()

@@ -136,8 +136,8 @@ struct TestChain {
     }
 
     /// An image, over images of these formats, shows what it must, to us and to all others who can read it.
-    /// `mayLeak`: a writer of it was killed. `isResized`: libyal's programs show VHDs in the size that they had when they
-    /// were made.
+    /// `mayLeak`: a writer of it was killed. `isResized`: libyal's programs show VHDs in the size that they had when
+    /// they were made.
     func expectShown(
         _ number: Int, _ model: DiskModel, below: [FormatRow], _ context: String, isResized: Bool = false,
         mayLeak: Bool = false

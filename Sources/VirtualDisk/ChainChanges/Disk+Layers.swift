@@ -4,7 +4,8 @@ public import DiskStorage
 
 /// Changes of the chain of an open disk, which others may read and write meanwhile.
 extension Disk {
-    /// Puts an image on top that was made over the top one: from now on writes go there, and the one below is read only.
+    /// Puts an image on top that was made over the top one: from now on writes go there, and the one below is read
+    /// only.
     ///
     /// The disk must show the same size through it. The one below is closed cleanly: whatever becomes of this process,
     /// it is a complete image. ``DiskError/Kind/brokenLink`` where the image does not belong to the top one,
@@ -33,8 +34,8 @@ extension Disk {
         }
     }
 
-    /// Makes a new image over the top one and puts it on top (``push(_:format:)``); answers its path. Of `image`, all but
-    /// the parent counts; without a path it gets ``ImageSnapshot/suggestedPath(for:fileExtension:)``.
+    /// Makes a new image over the top one and puts it on top (``push(_:format:)``); answers its path. Of `image`, all
+    /// but the parent counts; without a path it gets ``ImageSnapshot/suggestedPath(for:fileExtension:)``.
     public func makeSnapshot(_ image: NewImage = NewImage(path: "")) throws(DiskError) -> String {
         // From its first write on, an image keeps what children record of it; before it, that may yet change.
         if isWritable {
@@ -125,7 +126,8 @@ extension Disk {
         }
     }
 
-    /// Closes image `index` of the chain and opens it anew in another mode; for who has the disk for itself. If that fails, the image is opened as it was before the error is thrown.
+    /// Closes image `index` of the chain and opens it anew in another mode; for who has the disk for itself. If that
+    /// fails, the image is opened as it was before the error is thrown.
     ///
     /// A writer that becomes a reader keeps its locks, but for those that readers do not have. A reader that becomes a
     /// writer gives its own back first, since locks of one process on two descriptors exclude each other: if another

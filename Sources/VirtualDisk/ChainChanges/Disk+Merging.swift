@@ -25,7 +25,8 @@ extension Disk {
     }
 }
 
-/// The steps of a merge on an open disk; numbers are those of the chain when it began, which no step changes but the last.
+/// The steps of a merge on an open disk; numbers are those of the chain when it began, which no step changes but the
+/// last.
 private struct LiveMerge {
     private let disk: Disk
     private let source: Int
