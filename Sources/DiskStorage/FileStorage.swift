@@ -215,6 +215,9 @@ public final class FileStorage: Storage {
         return Int64(time.tv_sec) &* 1_000_000_000 &+ Int64(time.tv_nsec)
     }
 
+    /// Says that it will be read from its beginning to its end.
+    public func expectSequentialReads() { _ = posix_fadvise(descriptor, 0, 0, Int32(POSIX_FADV_SEQUENTIAL)) }
+
     /// Takes a shared lock of one byte for as long as the file is open; 0 or -errno.
     func lockByte(_ offset: Int64) -> Int32 { clinux_ofd_lock(descriptor, offset, 1, false) }
 

@@ -43,9 +43,11 @@ extension FileStorage {
     ///
     /// QEMU's order (take, then look who else has taken) can refuse everybody who comes at the same moment. So writers
     /// of ours come one after the other, by a byte that QEMU does not use, and who is refused looks once more.
-    public func lockImage() throws(DiskError) {
+    ///
+    /// - Parameter isShared: Suffers other writers beside itself.
+    public func lockImage(isShared: Bool = false) throws(DiskError) {
         for attempt in 0... {
-            guard let refusal = try lockOnce() else { return }
+            guard let refusal = try lockOnce(isShared ? [] : .exclusive) else { return }
             unlockImage()
             if attempt == 2 { throw refusal }
             usleep(UInt32.random(in: 2_000...20_000))
@@ -53,7 +55,7 @@ extension FileStorage {
     }
 
     /// One attempt: nil, or who is in the way.
-    private func lockOnce() throws(DiskError) -> DiskError? {
+    private func lockOnce(_ unshared: ImagePermissions) throws(DiskError) -> DiskError? {
         if traits.isWritable {
             // Whoever has it gives it back at once; on a file system without locks there is no waiting.
             var waited = 0
@@ -67,12 +69,12 @@ extension FileStorage {
         holdsImageLock.withLock { $0 = true }
         for bit in ImagePermissions.bits {
             if used.contains(bit: bit) { try take(ImagePermissions.usedBase + bit) }
-            if ImagePermissions.exclusive.contains(bit: bit) { try take(ImagePermissions.unsharedBase + bit) }
+            if unshared.contains(bit: bit) { try take(ImagePermissions.unsharedBase + bit) }
         }
         for bit in ImagePermissions.bits {
             let isRefused = used.contains(bit: bit) && isLockedByOther(ImagePermissions.unsharedBase + bit)
             let isDisturbed =
-                ImagePermissions.exclusive.contains(bit: bit) && isLockedByOther(ImagePermissions.usedBase + bit)
+                unshared.contains(bit: bit) && isLockedByOther(ImagePermissions.usedBase + bit)
             guard isRefused || isDisturbed else { continue }
             let holder = LockHolder.find(identity).map { "process \($0)" } ?? "another process"
             return DiskError(
@@ -91,6 +93,17 @@ extension FileStorage {
             guard isHeld else { return }
             _ = clinux_ofd_unlock(descriptor, ImagePermissions.usedBase, ImagePermissions.lockLength)
             isHeld = false
+        }
+    }
+
+    /// Gives back what a writer has locked and a reader has not, for a file that is only read from now on.
+    public func keepReaderLocks() {
+        holdsImageLock.withLock { isHeld in
+            guard isHeld else { return }
+            for bit in ImagePermissions.bits
+            where ImagePermissions.writer.contains(bit: bit) && !ImagePermissions.reader.contains(bit: bit) {
+                _ = clinux_ofd_unlock(descriptor, ImagePermissions.usedBase + bit, 1)
+            }
         }
     }
 

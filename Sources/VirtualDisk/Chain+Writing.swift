@@ -69,6 +69,7 @@ extension Chain {
             throw DiskError(.readOnly, "this part of the disk cannot be written", image: layers[0].path)
         }
         if let dropped = try dropZeroBlock(bytes, at: offset, kind, backend) { return dropped }
+        if !policy.honorsSame, let same = try skipSame(bytes, at: offset, kind) { return same }
         let reservation = try backend.reserve(offset: offset, length: UInt64(bytes.count))
         let blocks = reservation.offset..<reservation.offset + reservation.length
         let written = offset..<min(offset + UInt64(bytes.count), blocks.upperBound)
@@ -104,10 +105,25 @@ extension Chain {
             bytes.slice(0, Int(length)).isZero
         else { return nil }
         if kind == .zero { return Int(length) }
-        let isZeroBelow = try isKnownZero(offset, length, from: 1)
+        let isZeroBelow = policy.honorsZeros ? false : try isKnownZero(offset, length, from: 1)
         if kind == .absent, isZeroBelow { return Int(length) }
         return try backend.drop(offset: offset, length: length, leaving: isZeroBelow ? .absent : .zero)
             ? Int(length) : nil
+    }
+
+    /// What the images below show already needs no space in this one; answers how many bytes that is, nil if they
+    /// differ.
+    private func skipSame(_ bytes: IOBytes, at offset: UInt64, _ kind: Extent.Kind) throws(DiskError) -> Int? {
+        guard kind == .absent, layers.count > 1 else { return nil }
+        // Block by block: one that differs is not read in vain for the others.
+        let toEnd = blockSize - offset % blockSize
+        let count = Int(min(UInt64(min(bytes.count, ScratchPool.size)), toEnd))
+        let isSame = try scratch.withBuffer { (buffer) throws(DiskError) in
+            let below = buffer.slice(0, count)
+            try read(into: below, at: offset, from: 1)
+            return below.readOnly.isEqual(to: bytes.slice(0, count))
+        }
+        return isSame ? count : nil
     }
 
     /// Writes `bytes` and, round them, what the blocks held before, to the blocks' new place.

@@ -23,18 +23,29 @@ final class Chain: @unchecked Sendable {  // all fields are constant after init,
     /// The allocation unit of the top image in bytes; 0 if everything is always allocated.
     let blockSize: UInt64
     /// Whether the top image has been told that changes are coming, and whether there were any since the last flush.
-    let writing = WritingState()
+    let writing: WritingState
     /// The top image, if it is written and its blocks can be moved.
     let relocating: (any RelocatingBackend)?
     let earlyWriteback: EarlyWriteback?
+    /// What is done with writes that change nothing.
+    let policy: WritePolicy
+    /// Notes what is written, for a merge of the top image that copies it meanwhile.
+    let dirty: DirtyRegions?
     /// Buffers for what is completed and zeroed.
     let scratch = ScratchPool()
 
     /// - Parameter cache: Of the layers from `firstCached` down.
     /// - Parameter isWritable: Whether the top image is written.
-    init(topFirst layers: [Layer], cache: BlockCache? = nil, firstCached: Int = 0, isWritable: Bool = false) {
+    /// - Parameter writing: Of the chain before, if that had the same top image.
+    init(
+        topFirst layers: [Layer], cache: BlockCache? = nil, firstCached: Int = 0, isWritable: Bool = false,
+        dirty: DirtyRegions? = nil, writing: WritingState? = nil, policy: WritePolicy = WritePolicy()
+    ) {
         precondition(!layers.isEmpty)
         self.layers = layers
+        self.dirty = dirty
+        self.policy = policy
+        self.writing = writing ?? WritingState()
         blockSize = layers[0].backend.blockSize
         relocating = isWritable ? layers[0].backend as? any RelocatingBackend : nil
         earlyWriteback = isWritable ? EarlyWriteback() : nil

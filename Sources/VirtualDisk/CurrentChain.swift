@@ -10,8 +10,10 @@ internal import Glibc
 final class CurrentChain: @unchecked Sendable {  // the pointer changes under all region locks; the rest under the mutex
     private struct State {
         var chain: Chain
-        /// Who uses this chain, and those before it that somebody still uses.
-        var users: [ObjectIdentifier: Int] = [:]
+        /// How many use it without a region lock.
+        var users = 0
+        /// Whether it is about to be replaced: nobody new may use it.
+        var isChanging = false
     }
 
     private let state: Locked<State>
@@ -44,32 +46,38 @@ final class CurrentChain: @unchecked Sendable {  // the pointer changes under al
 
     /// Runs `body` with the chain, whose images stay open meanwhile; for who holds no region lock.
     func use(_ body: (Chain) throws(DiskError) -> Void) throws(DiskError) {
-        let chain = state.withLock { state in
-            state.users[ObjectIdentifier(state.chain), default: 0] += 1
-            return state.chain
+        var chain: Chain?
+        while chain == nil {
+            chain = state.withLock { state in
+                guard !state.isChanging else { return nil }
+                state.users += 1
+                return state.chain
+            }
+            if chain == nil { usleep(500) }
         }
+        defer { state.withLock { $0.users -= 1 } }
+        if let chain { try body(chain) }
+    }
+
+    /// Runs `body`, which may put another chain in the place of this one, while nobody uses it and all regions are
+    /// locked. The chain that `body` leaves is there afterwards, also if it throws.
+    func change(_ locks: RegionLocks, _ body: (inout Chain) throws(DiskError) -> Void) throws(DiskError) {
+        // Who uses it may use it again inside: nobody new is kept out before all are gone.
+        while !state.withLock({ state in
+            guard state.users == 0, !state.isChanging else { return false }
+            state.isChanging = true
+            return true
+        }) { usleep(500) }
+        locks.lockAll()
+        var chain = state.withLock { $0.chain }
         defer {
             state.withLock { state in
-                let key = ObjectIdentifier(chain)
-                let left = (state.users[key] ?? 1) - 1
-                state.users[key] = left > 0 ? left : nil
+                state.chain = chain
+                unsafe pointer.pointee = .passUnretained(chain)
             }
+            locks.unlockAll()
+            state.withLock { $0.isChanging = false }
         }
-        try body(chain)
-    }
-
-    /// Puts another chain in its place, for who holds all region locks; answers the one before.
-    func replace(with chain: Chain) -> Chain {
-        state.withLock { state in
-            let old = state.chain
-            state.chain = chain
-            unsafe pointer.pointee = .passUnretained(chain)
-            return old
-        }
-    }
-
-    /// Returns when nobody uses a chain that was replaced.
-    func waitUntilUnused(_ chain: Chain) {
-        while state.withLock({ $0.users[ObjectIdentifier(chain)] != nil }) { usleep(1000) }
+        try body(&chain)
     }
 }

@@ -1,6 +1,7 @@
 internal import DiskFormats
 internal import DiskImage
 public import DiskStorage
+internal import Glibc
 internal import SystemPackage
 
 extension Disk {
@@ -10,14 +11,57 @@ extension Disk {
     /// belong to its child, ``DiskError/Kind/notFound`` and ``DiskError/Kind/refused`` where one cannot be opened,
     /// ``DiskError/Kind/locked`` where another process is in the way.
     public static func open(_ path: String, options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
+        do throws(DiskError) {
+            return try openAsAsked(options) { (opener, mode, topIsOpen) throws(DiskError) in
+                try opener.open(path, mode: mode, withParents: true, topIsOpen: topIsOpen)
+            }
+        } catch {
+            guard options.allowsReadOnlyFallback, options.isWritable, options.overlay == nil,
+                [EROFS, EACCES, EPERM].contains(error.errno)
+            else { throw error.about(FileFinder(provider: options.storageProvider).shownName(path)) }
+            var options = options
+            options.isWritable = false
+            return try open(path, options: options)
+        }
+    }
+
+    /// The file of an image, and its format where that is not to be detected.
+    public struct ImageFile: Sendable {
+        public var path: String
+        public var format: String?
+
+        public init(_ path: String, format: String? = nil) {
+            self.path = path
+            self.format = format
+        }
+    }
+
+    /// Opens a disk image by image, from the base up, wherever the files lie: what the images say of their parents'
+    /// places does not count, but each must have been made over the one before (``DiskError/Kind/brokenLink``).
+    ///
+    /// The last one is the top; ``DiskOptions/format`` does not count.
+    public static func open(images: [ImageFile], options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
+        guard let top = images.last else { throw DiskError(.invalidArgument, "a disk has at least one image") }
+        do throws(DiskError) {
+            return try openAsAsked(options) { (opener, mode, topIsOpen) throws(DiskError) in
+                try opener.open(images, mode: mode, topIsOpen: topIsOpen)
+            }
+        } catch {
+            throw error.about(top.path)
+        }
+    }
+
+    private static func openAsAsked(
+        _ options: DiskOptions,
+        _ openLayers: (ChainOpener, OpenMode, () -> Void) throws(DiskError) -> [Layer]
+    ) throws(DiskError) -> Disk {
         let opener = ChainOpener(options: options)
         guard options.snapshot == nil || !options.isWritable || options.overlay != nil else {
             throw DiskError(
-                .invalidArgument, "an internal snapshot cannot be written; with an overlay its disk can",
-                image: opener.finder.shownName(path))
+                .invalidArgument, "an internal snapshot cannot be written; with an overlay its disk can")
         }
         var topFiles = 0
-        let layers = try opener.open(path, mode: options.mode, withParents: true) {
+        let layers = try openLayers(opener, options.mode) {
             topFiles = opener.finder.opened?.withLock { $0.count } ?? 0
         }
         return try make(layers, topFiles: topFiles, opener, options)
@@ -29,6 +73,7 @@ extension Disk {
     ) throws(DiskError) -> Disk {
         var layers = images
         let mode = options.mode
+        if options.isShareable, mode == .readWrite { try expectFixed(layers[0]) }
         if mode == .readWrite {
             do throws(DiskError) { try layers[0].backend.prepareForUse() } catch { throw error.about(layers[0].path) }
         }
@@ -37,27 +82,53 @@ extension Disk {
         if let overlay = options.overlay { layers.insert(try opener.open(overlay, over: layers[0]), at: 0) }
         return Disk(
             chain: try opener.makeChain(layers, mode == .readWrite ? files[topFiles...] : files[...]),
-            cache: opener.cache, lockedFiles: opener.finder.locked.withLock { $0 },
+            cache: opener.cache, opener: opener,
             isWritable: options.isWritable || options.overlay != nil, lazyFlushInterval: options.lazyFlushInterval)
+    }
+}
+
+/// Who shares an image with other writers may not allocate: all its space must be taken.
+private func expectFixed(_ layer: Layer) throws(DiskError) {
+    try LayerRun([layer]).forEachPiece(of: 0..<layer.backend.virtualSize) { (piece, holding) throws(DiskError) in
+        guard holding == .data else {
+            throw DiskError(
+                .unsupported,
+                "is to be shared with other writers, and does not hold all its blocks: only a fixed image can",
+                image: layer.path, offset: piece.lowerBound)
+        }
+        return true
     }
 }
 
 /// Opens images and follows their links downwards.
 struct ChainOpener {
-    let options: DiskOptions
+    var options: DiskOptions
     let cache: TableCache
-    let finder: FileFinder
+    private(set) var finder: FileFinder
     /// The images, counted from the one that is named, that are opened for writing although they are not on top.
     var writableLayers: Set<Int> = []
     /// Whether writes leave alone what children compare: ``OpenRequest/keepsIdentity``.
     var keepsIdentity = false
 
+    /// Whether files are locked against other processes.
+    var locksImages: Bool {
+        get { finder.locks }
+        set { finder = Self.finder(options, locks: newValue) }
+    }
+
+    private static func finder(_ options: DiskOptions, locks: Bool) -> FileFinder {
+        var finder = FileFinder(
+            allowedFolders: options.allowedFolders, locks: locks, notesFiles: options.cache != nil,
+            wrap: options.wrapStorage, provider: options.storageProvider)
+        finder.isShareable = options.isShareable
+        finder.isSequential = options.isSequential
+        return finder
+    }
+
     init(options: DiskOptions) {
         self.options = options
         cache = TableCache(capacity: options.tableCacheSize)
-        finder = FileFinder(
-            allowedFolders: options.allowedFolders, locks: options.locksImages, notesFiles: options.cache != nil,
-            wrap: options.wrapStorage, provider: options.storageProvider)
+        finder = Self.finder(options, locks: options.locksImages)
     }
 
     /// Opens the image at `path` and, if asked, everything below it; the top one first. `topIsOpen` is called when that
@@ -102,15 +173,51 @@ struct ChainOpener {
         return layers
     }
 
+    /// Opens these images, the base first, without a look for others; answers them with the top one first.
+    func open(
+        _ images: [Disk.ImageFile], mode: OpenMode, topIsOpen: () -> Void
+    ) throws(DiskError) -> [Layer] {
+        var layers: [Layer] = []
+        var seen: Set<FileIdentity> = []
+        for (number, image) in images.enumerated().reversed() {
+            let mode = layers.isEmpty ? mode : .readOnly
+            let file = try finder.open(image.path, isWritable: mode == .readWrite)
+            guard seen.insert(file.identity).inserted else {
+                throw DiskError(.brokenLink, "is named twice", image: image.path)
+            }
+            var opener = self
+            opener.options.format = image.format
+            let driver = try opener.driver(for: file.storage, path: image.path, mode: mode)
+            let layer = try openLayer(driver, file.storage, file.path, mode, shownAs: image.path)
+            if layers.isEmpty { topIsOpen() }
+            guard (layer.backend.parentLink == nil) == (number == 0) else {
+                throw DiskError(
+                    .brokenLink,
+                    number == 0
+                        ? "was made over another image, and is named as the base"
+                        : "is a base, and is named over another image",
+                    image: image.path)
+            }
+            if let child = layers.last {
+                do throws(DiskError) { try child.backend.checkLink(to: layer.backend) } catch {
+                    throw error.about(child.path)
+                }
+            }
+            layers.append(layer)
+        }
+        return layers
+    }
+
     func openLayer(
         _ driver: any ImageDriver, _ storage: any Storage, _ path: String, _ mode: OpenMode, shownAs name: String,
         snapshot: String? = nil, companions: (any CompanionOpener)? = nil
     ) throws(DiskError) -> Layer {
         let request = OpenRequest(
             storage: storage, path: path, mode: mode, cache: cache, companions: companions ?? finder,
+            skipsConsistencyChecks: options.skipsConsistencyChecks && mode != .readWrite,
             formatOptions: options.formatOptions, snapshot: snapshot, keepsIdentity: keepsIdentity)
         do throws(DiskError) {
-            return Layer(try driver.open(request), path: name)
+            return Layer(try driver.open(request), path: name, lockedFiles: finder.takeLocked())
         } catch {
             throw error.about(name)
         }

@@ -21,12 +21,15 @@ public final class Disk: Sendable {
     private let relocation = Locked(RelocationState())
     private let lazyFlush: LazyFlush?
     private let isClosed = Locked(false)
-    let lockedFiles: Locked<[FileStorage]>
+    /// The way to its images' files, for changes of the chain; nil: the disk was made of images that were open.
+    let opener: ChainOpener?
+    /// Held by who changes the chain, all the time that it takes.
+    let changing = Locked(())
 
-    init(chain: Chain, cache: TableCache, lockedFiles: [FileStorage], isWritable: Bool, lazyFlushInterval: Int) {
+    init(chain: Chain, cache: TableCache, opener: ChainOpener? = nil, isWritable: Bool, lazyFlushInterval: Int) {
         current = CurrentChain(chain)
         self.cache = cache
-        self.lockedFiles = Locked(lockedFiles)
+        self.opener = opener
         self.isWritable = isWritable
         size = chain.size
         // A region is never smaller than a block of whichever image may be written to.
@@ -37,6 +40,9 @@ public final class Disk: Sendable {
 
     /// The allocation unit of the top image in bytes; 0 if everything is always allocated.
     public var blockSize: UInt64 { current.chain.blockSize }
+
+    /// The images as they are now, for whoever knows that they are not being changed: a copy of a disk of its own.
+    var chain: Chain { current.chain }
 
     // MARK: - Reading
 
@@ -64,7 +70,35 @@ public final class Disk: Sendable {
         return bytes
     }
 
+    /// Fills several buffers, one after the other, with what follows from `offset` on.
+    public func read(into buffers: [IOBuffer], at offset: UInt64) throws(DiskError) {
+        try checkRange(offset, total(buffers.map(\.count)))
+        var position = offset
+        for buffer in buffers {
+            try read(into: buffer, at: position)
+            position += UInt64(buffer.count)
+        }
+    }
+
     // MARK: - Writing
+
+    /// Writes several pieces of memory, one behind the other. On an error part of it may be written.
+    public func write(_ pieces: [IOBytes], at offset: UInt64) throws(DiskError) {
+        try checkRange(offset, total(pieces.map(\.count)))
+        var position = offset
+        for piece in pieces {
+            try write(piece, at: position)
+            position += UInt64(piece.count)
+        }
+    }
+
+    /// The sum of lengths; more than any disk has, if that is too large for a number.
+    private func total(_ counts: [Int]) -> Int {
+        counts.reduce(0) { sum, count in
+            let (result, overflow) = sum.addingReportingOverflow(count)
+            return overflow ? .max : result
+        }
+    }
 
     /// Writes all of `bytes` at `offset`. The range must lie inside the disk.
     ///
@@ -96,6 +130,7 @@ public final class Disk: Sendable {
         var isDone = false
         try current.withHeld { (chain) throws(DiskError) in
             try chain.beginWriting()
+            chain.dirty?.note(offset, UInt64(bytes.count))
             isDone = try chain.overwrite(bytes, at: offset)
         }
         return isDone
@@ -107,6 +142,7 @@ public final class Disk: Sendable {
         defer { locks.unlockExclusive(offset, UInt64(bytes.count)) }
         try current.withHeld { (chain) throws(DiskError) in
             try chain.beginWriting()
+            chain.dirty?.note(offset, UInt64(bytes.count))
             try chain.writeLocked(bytes, at: offset)
         }
     }
@@ -134,6 +170,7 @@ public final class Disk: Sendable {
         defer { locks.unlockExclusive(offset, length) }
         try current.withHeld { (chain) throws(DiskError) in
             try chain.beginWriting()
+            chain.dirty?.note(offset, length)
             try chain.discardLocked(offset, length)
         }
     }
@@ -153,6 +190,14 @@ public final class Disk: Sendable {
                 throw error
             }
         }
+    }
+
+    /// Closes the disk and removes the files of its top image: what was written since that was made is gone.
+    public func closeDeletingTop() throws(DiskError) {
+        let layers = current.chain.layers
+        let files = try ImageFiles(of: layers.prefix(1), but: layers.dropFirst())
+        try close()
+        try files.remove()
     }
 
     /// Flushes and closes all images: unclean marks are cleared, locks given back. No other call may follow or be under
@@ -179,13 +224,19 @@ public final class Disk: Sendable {
             do throws(DiskError) { try layer.backend.close() } catch { failure = failure ?? error.about(layer.path) }
         }
         chain.cache?.close()
-        lockedFiles.withLock { for file in $0 { file.unlockImage() } }
+        for layer in chain.layers { layer.unlock() }
         if let failure { throw failure }
     }
 
     @inline(__always)
     private func checkWritable() throws(DiskError) {
         guard isWritable else { throw DiskError(.readOnly, "the disk is mounted read-only") }
+    }
+
+    /// Tells the top image that changes are coming, for who writes to it past ``write(_:at:)``.
+    func beginWriting() throws(DiskError) {
+        try checkWritable()
+        try current.chain.beginWriting()
     }
 
     /// Flushes what was written since the last flush, if anything was: for who calls it every few seconds instead of

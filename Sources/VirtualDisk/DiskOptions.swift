@@ -27,6 +27,23 @@ public struct DiskOptions: Sendable {
     public var cache: CacheOptions?
     /// Opens images that are not files, by addresses such as `http://server/disk.vmdk`; nil: names are paths.
     public var storageProvider: (any StorageProvider)?
+    /// Whether an image that is to be written is opened read-only if the system refuses to let it be written (a
+    /// read-only file system, missing permission); ``Disk/isWritable`` then says so. Otherwise that is an error.
+    public var allowsReadOnlyFallback = false
+    /// Whether a block of zeros that is written is stored as one, by an image that would else hold nothing where zeros
+    /// show anyway: so that they stay zeros whatever lies below later. Only formats that store no zeros otherwise (VDI)
+    /// make a difference. VirtualBox's VD_OPEN_FLAGS_HONOR_ZEROES.
+    public var honorsZeros = false
+    /// Whether what is written where the top image holds nothing is stored although the images below show the same. If
+    /// not, it takes no space, and costs a read. VirtualBox's VD_OPEN_FLAGS_HONOR_SAME.
+    public var honorsSame = true
+    /// Whether other processes may have the image open for writing as well: VirtualBox's VD_OPEN_FLAGS_SHAREABLE. They
+    /// see each other's writes. Only for an image all of whose space is taken (fixed), since nobody may allocate then.
+    public var isShareable = false
+    /// Whether the disk will be read from its beginning to its end: a hint to the system to read ahead.
+    public var isSequential = false
+    /// Whether images are taken as they are although they were not closed cleanly; for reading only.
+    public var skipsConsistencyChecks = false
     /// Put round every storage that is opened: the tests' way to fail, cut, slow or record accesses.
     public var wrapStorage: (@Sendable (any Storage) -> any Storage)?
 

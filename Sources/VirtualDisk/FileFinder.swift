@@ -17,7 +17,11 @@ struct FileFinder: CompanionOpener {
     let wrap: (@Sendable (any Storage) -> any Storage)?
     /// Whether files are locked against other processes.
     let locks: Bool
-    /// The files that were locked.
+    /// Whether other writers are suffered beside this process.
+    var isShareable = false
+    /// Whether files will be read from their beginning to their end.
+    var isSequential = false
+    /// The files that were locked, and of which nobody has taken charge yet.
     let locked = Locked<[FileStorage]>([])
     /// The files that were opened, in that order, if they are wanted: what a block cache is bound to.
     let opened: Locked<[OpenedFile]>?
@@ -90,8 +94,9 @@ struct FileFinder: CompanionOpener {
             throw .system(descriptor, isWritable ? "open the file for writing" : "open the file", image: name)
         }
         let file = try FileStorage(adopting: descriptor, name: name, isWritable: isWritable)
+        if isSequential { file.expectSequentialReads() }
         if locks {
-            try file.lockImage()
+            try file.lockImage(isShared: isShareable)
             locked.withLock { $0.append(file) }
         }
         // Before a byte of it is read, and after no other process writes to it any more that minds locks.
@@ -317,6 +322,14 @@ struct FileFinder: CompanionOpener {
         let file = try FileStorage(creating: path, mode: 0o600)
         created.withLock { $0.append(path) }
         return wrap?(file) ?? file
+    }
+
+    /// The files that were locked since this was asked last: those of the image that was opened last.
+    func takeLocked() -> [FileStorage] {
+        locked.withLock { files in
+            defer { files = [] }
+            return files
+        }
     }
 
     /// Removes all files that were created: their image did not come about.

@@ -85,7 +85,6 @@ public enum ImageCheck {
         backend.allowRelocation()
         let disk = Disk(
             chain: Chain(topFirst: [Layer(backend, path: request.path)], isWritable: true), cache: request.cache,
-            lockedFiles: [],
             isWritable: true, lazyFlushInterval: 0)
         try disk.close()
         return true

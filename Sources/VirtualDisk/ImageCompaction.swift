@@ -74,7 +74,6 @@ public struct ImageCompaction: Sendable {
         }
         let disk = Disk(
             chain: Chain(topFirst: layers, isWritable: true), cache: opener.cache,
-            lockedFiles: opener.finder.locked.withLock { $0 },
             isWritable: true, lazyFlushInterval: 0)
         var compactor = ImageCompactor(disk, compaction, control)
         do throws(DiskError) {

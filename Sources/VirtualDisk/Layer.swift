@@ -28,13 +28,16 @@ final class Layer: @unchecked Sendable {  // all fields are constant after init
     let backend: any ImageBackend
     /// The path by which it was opened.
     let path: String
+    /// The files of it that are locked against other processes.
+    let lockedFiles: [FileStorage]
     private let handles: [StorageHandle]
     private let dispatchObject: LayerDispatch
     fileprivate let storageReferences: UnsafeMutablePointer<Unmanaged<StorageHandle>>
 
-    init(_ backend: any ImageBackend, path: String) {
+    init(_ backend: any ImageBackend, path: String, lockedFiles: [FileStorage] = []) {
         self.backend = backend
         self.path = path
+        self.lockedFiles = lockedFiles
         handles = backend.storages
         dispatchObject = LayerDispatch.make(backend)
         unsafe storageReferences = .allocate(capacity: max(1, handles.count))
@@ -44,6 +47,9 @@ final class Layer: @unchecked Sendable {  // all fields are constant after init
     }
 
     deinit { unsafe storageReferences.deallocate() }
+
+    /// Gives the locks of its files back.
+    func unlock() { for file in lockedFiles { file.unlockImage() } }
 
     /// The form in which requests use it; valid as long as this object lives.
     var reference: LayerReference {

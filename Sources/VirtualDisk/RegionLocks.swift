@@ -78,6 +78,13 @@ final class RegionLocks: @unchecked Sendable {  // the words are only accessed a
         unsafe Self.giveBack(first)
     }
 
+    /// All regions at once.
+    func lockAll() { for number in 0..<Self.count { unsafe Self.take(words + number &* Self.stride) } }
+
+    func unlockAll() {
+        for number in (0..<Self.count).reversed() { unsafe Self.giveBack(words + number &* Self.stride) }
+    }
+
     @inline(__always)
     private static func share(_ word: UnsafeMutableRawPointer) {
         if unsafe clinux_fetch_add32(word, 1) & (exclusive | wanted) != 0 { unsafe shareSlowly(word) }

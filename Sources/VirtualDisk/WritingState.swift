@@ -1,6 +1,16 @@
 internal import CLinux
 internal import DiskStorage
 
+/// What is done with writes that change nothing: ``DiskOptions/honorsZeros`` and ``DiskOptions/honorsSame``.
+struct WritePolicy: Sendable {
+    var honorsZeros = false
+    var honorsSame = true
+}
+
+extension DiskOptions {
+    var writePolicy: WritePolicy { WritePolicy(honorsZeros: honorsZeros, honorsSame: honorsSame) }
+}
+
 /// Whether the top image has been told that changes are coming, and whether there were any since the last flush.
 @safe
 final class WritingState: @unchecked Sendable {  // two words that are only accessed atomically

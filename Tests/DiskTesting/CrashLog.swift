@@ -33,8 +33,11 @@ public final class CrashLog: Sendable {
     /// How many events there were so far.
     public var count: Int { state.withLock { $0.events.count } }
 
-    /// Wraps a storage so that what is done to it is recorded.
+    /// Wraps a storage so that what is done to it is recorded. A file that was recorded before goes on as it was left.
     public func record(_ storage: any Storage) -> any Storage {
+        if let known = state.withLock({ $0.names.firstIndex(of: storage.name) }) {
+            return RecordingStorage(storage, file: known, log: self)
+        }
         let bytes = (try? storage.length()).flatMap {
             try? storage.availableBytes(at: 0, count: Int($0), for: .header)
         }

@@ -5,6 +5,13 @@ internal import Glibc
 public final class TemporaryFolder: Sendable {
     /// Where it is.
     public let path: String
+    private let isOurs: Bool
+
+    /// A folder that somebody else made, and removes.
+    public init(existing path: String) {
+        self.path = path
+        isOurs = false
+    }
 
     /// Creates it below TMPDIR, or /tmp.
     public init() throws(DiskError) {
@@ -12,9 +19,10 @@ public final class TemporaryFolder: Sendable {
         var template = Array("\(parent)/vdmount-test-XXXXXX".utf8CString)
         guard unsafe mkdtemp(&template) != nil else { throw .system(errno, "create a temporary folder in \(parent)") }
         path = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        isOurs = true
     }
 
-    deinit { _ = try? Subprocess.run(["rm", "-rf", "--one-file-system", path]) }
+    deinit { if isOurs { _ = try? Subprocess.run(["rm", "-rf", "--one-file-system", path]) } }
 
     /// The path of a file in it.
     public func file(_ name: String) -> String { "\(path)/\(name)" }

@@ -7,7 +7,8 @@ extension ChainOpener {
     ///   or all.
     func makeChain(_ layers: [Layer], _ files: ArraySlice<OpenedFile>) throws(DiskError) -> Chain {
         guard let wanted = options.cache else {
-            return Chain(topFirst: layers, isWritable: options.isWritable || options.overlay != nil)
+            return Chain(
+                topFirst: layers, isWritable: options.isWritable || options.overlay != nil, policy: options.writePolicy)
         }
         let firstCached = options.isWritable || options.overlay != nil ? 1 : 0
         let cached = layers[firstCached...]
@@ -17,13 +18,14 @@ extension ChainOpener {
                     isWarning: false,
                     text: "\(wanted.path): not used: only images that are not written are cached, "
                         + "and there is none below \(layers[0].path)"))
-            return Chain(topFirst: layers, isWritable: options.isWritable || options.overlay != nil)
+            return Chain(
+                topFirst: layers, isWritable: options.isWritable || options.overlay != nil, policy: options.writePolicy)
         }
         let identity = CacheIdentity(cached, files, options)
         let source = Chain(topFirst: Array(cached))
         let cache = try BlockCache.open(wanted, self, source: source, identity: identity)
         return Chain(
             topFirst: layers, cache: cache, firstCached: firstCached,
-            isWritable: options.isWritable || options.overlay != nil)
+            isWritable: options.isWritable || options.overlay != nil, policy: options.writePolicy)
     }
 }

@@ -48,7 +48,7 @@ struct LayerCopy: Sendable {
     /// Copies everything; `control` hears of the bytes of the disk. Durable when it returns.
     ///
     /// On ``DiskError/Kind/cancelled`` and every other error the chain shows what it did.
-    func run(_ control: OperationControl, didRegion: (Range<UInt64>) -> Void = { _ in }) throws(DiskError) {
+    func run(_ control: OperationControl) throws(DiskError) {
         control.begin("merging", total: size)
         var position: UInt64 = 0
         var comparison = Comparison()
@@ -59,13 +59,34 @@ struct LayerCopy: Sendable {
             let start = max(position, held / locks.regionSize * locks.regionSize)
             let end = min(size, start + min(locks.regionSize - start % locks.regionSize, size - start))
             try copyRegion(start..<end, &comparison)
-            didRegion(start..<end)
             control.advance(to: end)
             position = end
         }
         try control.checkCancelled()
         try target.flush()
         control.advance(to: size)
+    }
+
+    /// Copies a range of any regions, one after the other.
+    func copyPart(_ range: Range<UInt64>) throws(DiskError) {
+        try forEachRegion(of: range) { (piece, comparison) throws(DiskError) in try copyRegion(piece, &comparison) }
+    }
+
+    /// The same, for who has them all alone.
+    func copyPartLocked(_ range: Range<UInt64>) throws(DiskError) {
+        try forEachRegion(of: range) { (piece, comparison) throws(DiskError) in try copyLocked(piece, &comparison) }
+    }
+
+    private func forEachRegion(
+        of range: Range<UInt64>, _ body: (Range<UInt64>, inout Comparison) throws(DiskError) -> Void
+    ) throws(DiskError) {
+        var comparison = Comparison()
+        var position = range.lowerBound
+        while position < min(range.upperBound, size) {
+            let end = min(range.upperBound, size, position + (locks.regionSize - position % locks.regionSize))
+            try body(position..<end, &comparison)
+            position = end
+        }
     }
 
     /// Copies a range of one region, which it locks.

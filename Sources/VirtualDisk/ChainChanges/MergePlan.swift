@@ -123,7 +123,7 @@ struct MergePlan {
     private func finishRelocating(_ target: Chain) throws(DiskError) {
         guard let backend = target.relocating, backend.needsRelocation else { return }
         let disk = Disk(
-            chain: target, cache: TableCache(capacity: 1 << 20), lockedFiles: [], isWritable: true, lazyFlushInterval: 0
+            chain: target, cache: TableCache(capacity: 1 << 20), isWritable: true, lazyFlushInterval: 0
         )
         try disk.finishRelocating(in: target, isClosing: false)
     }

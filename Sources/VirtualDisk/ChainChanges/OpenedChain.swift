@@ -52,7 +52,7 @@ struct OpenedChain {
         if failure == nil {
             do throws(DiskError) { try afterwards() } catch { failure = error }
         }
-        opener.finder.locked.withLock { for file in $0 { file.unlockImage() } }
+        for layer in layers { layer.unlock() }
         if let failure { throw failure }
     }
 }

@@ -56,7 +56,7 @@ public struct ChainConversion: Sendable {
                 target.parentFormat = driver.name
                 // Each layer of the chain, seen from there down, is a disk of its own.
                 let part = Disk(
-                    chain: Chain(topFirst: Array(layers[index...])), cache: disk.cache, lockedFiles: [],
+                    chain: Chain(topFirst: Array(layers[index...])), cache: disk.cache,
                     isWritable: false, lazyFlushInterval: 0)
                 var conversion = ImageConversion(from: layers[index].path, to: target)
                 conversion.sharesBlocks = sharesBlocks

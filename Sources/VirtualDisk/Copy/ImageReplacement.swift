@@ -154,7 +154,7 @@ public struct ImageReplacement: Sendable {
 
     private func verify(_ disk: Disk, _ chain: Chain, _ control: OperationControl) throws(DiskError) {
         guard verifies else { return }
-        let copy = Disk(chain: chain, cache: disk.cache, lockedFiles: [], isWritable: false, lazyFlushInterval: 0)
+        let copy = Disk(chain: chain, cache: disk.cache, isWritable: false, lazyFlushInterval: 0)
         let comparison = try DiskComparison.run(disk, copy, control: control)
         if let difference = comparison.firstDifference {
             throw DiskError(
