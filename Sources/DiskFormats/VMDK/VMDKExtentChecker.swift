@@ -40,6 +40,8 @@ struct VMDKExtentChecker {
         /// The sectors at which tables begin that have been looked through, and how many those are.
         var seenTables: GrainSet
         var tableCount: UInt64 = 0
+        /// The bytes of those that lie among the grains.
+        var tableBytes: UInt64 = 0
         /// The end of the file, moved by tables that repair adds.
         var end: UInt64
         var hasWritten = false
@@ -110,7 +112,9 @@ struct VMDKExtentChecker {
     /// directory says, the work is bounded by the file's length.
     private func isNew(_ sector: UInt32, _ run: inout Run) -> Bool {
         run.tableCount += 1
-        return run.seenTables.insert(UInt64(sector)) && run.tableCount <= length / tableSize + 1
+        guard run.seenTables.insert(UInt64(sector)), run.tableCount <= length / tableSize + 1 else { return false }
+        if UInt64(sector) * 512 >= tables.firstDataOffset { run.tableBytes += tableSize }
+        return true
     }
 
     private func isTableInside(_ sector: UInt32) -> Bool {
@@ -280,7 +284,9 @@ struct VMDKExtentChecker {
     /// Grains in the file that nothing points to.
     private func noteLeak(_ run: inout Run) {
         guard extent.map.kind == .sparse, length > tables.firstDataOffset else { return }
-        let room = (length - tables.firstDataOffset) / tables.grainSize
+        // (Nothing of it can be more than the file is long.)
+        let data = length - tables.firstDataOffset
+        let room = (data - min(data, run.tableBytes)) / tables.grainSize
         guard room > run.report.allocatedBlocks else { return }
         let lost = (room - run.report.allocatedBlocks) * tables.grainSize
         if lost > 0 {

@@ -89,13 +89,26 @@ public struct ImageConversion: Sendable {
             let isRaw = target.format == "raw"
             return isRaw ? disk.size : disk.size.alignedUp(to: 512) ?? disk.size
         }
-        if size < disk.size, let data = try disk.nextData(from: size) {
+        if size < disk.size, let data = try Self.firstNonzero(of: disk, from: size) {
             throw DiskError(
                 .invalidArgument,
                 "the disk has \(disk.size) bytes, and there is data at or behind byte \(data): "
                     + "it does not fit into \(size) bytes", image: source)
         }
         return size
+    }
+
+    /// The first byte from `offset` on that is not zero, within a sector; nil if there is none.
+    private static func firstNonzero(of disk: Disk, from offset: UInt64) throws(DiskError) -> UInt64? {
+        var position = offset
+        while let data = try disk.nextData(from: position) {
+            let count = Int(min(1 << 20, disk.size - data))
+            let bytes = try disk.read(at: data, count: count)
+            if let index = bytes.firstIndex(where: { $0 != 0 }) { return data + UInt64(index) }
+            position = data + UInt64(count)
+            if position >= disk.size { break }
+        }
+        return nil
     }
 
     private func runCompressed(
