@@ -21,8 +21,9 @@ import VirtualDisk
             return image + (parent.map { " over \($0.format)" } ?? "")
         }
         var isFixed: Bool {
-            row.format == "raw" || making.variant.map { $0.contains("fixed") || $0 == "esx" } == true
-                || making.options["data-file-raw"] != nil
+            // (A QCOW2 whose space was taken gives it back.)
+            row.format == "raw" || making.options["data-file-raw"] != nil
+                || row.format != "qcow2" && making.variant.map { $0.contains("fixed") || $0 == "esx" } == true
         }
     }
 
@@ -110,7 +111,10 @@ import VirtualDisk
         try ConformanceTests.expectHonestExtents(disk, image.model, context)
         try disk.close()
         let report = try ImageCheck.run(image.path, options: test.row.options(isWritable: false))
-        #expect(report.counts.filter { $0.key != .note }.isEmpty, "\(context): \(report.findings)")
+        // (What an ESX sparse extent has lost is estimated, and its tables count as lost.)
+        let isEstimated = test.making.variant == "esx-sparse"
+        let found = report.counts.filter { $0.key != .note && !(isEstimated && $0.key == .leak) }
+        #expect(found.isEmpty, "\(context): \(report.findings)")
         _ = try Judge.compare(test.row, image.path, over: image.below, with: image.model, in: folder)
     }
 
@@ -130,16 +134,22 @@ import VirtualDisk
         let result = try ImageCompaction.run(image.path, options: test.row.options(isWritable: true))
         try Self.expectSound(test, image, folder, context)
         #expect(result.after.allocatedBytes <= result.before.allocatedBytes, "\(context): \(result)")
-        // Of what can be given up in pieces as small as were written, all went.
-        let held = image.model.bytes.count - Self.droppable(image.model, test, folder)
-        if test.row.format != "vhdx", test.making.blockSize ?? 0 <= 1 << 16, test.parent == nil {
+        let information = try #require(
+            ImageInformation.read(image.path, options: test.row.options(isWritable: false)).first)
+        let droppable = Self.droppable(image.model, blockSize: Int(information.blockSize))
+        if test.parent == nil, 4096...1 << 18 ~= information.blockSize {
+            // Of what can be given up in pieces as small as were written, all went.
             let slack = 3 << 20  // tables, and blocks of which a part is used
+            let held = image.model.size - droppable
             #expect(result.after.allocatedBytes <= UInt64(held + slack), "\(context): \(result)")
         }
         if test.isFixed {
-            #expect(result.after.fileLength == result.before.fileLength && !result.notes.isEmpty, "\(context)")
+            #expect(result.after.fileLength == result.before.fileLength, "\(context): \(result)")
+            #expect(droppable == 0 || !result.notes.isEmpty, "\(context): \(result)")
         } else {
-            #expect(result.zeroBytes > 0, "\(context): \(result)")
+            // (A VDI's blocks of zeros are gone before.)
+            let isAtOnce = test.row.format == "vdi" || test.parent != nil
+            #expect(droppable == 0 || isAtOnce || result.zeroBytes > 0, "\(context): \(result)")
             #expect(result.after.fileLength <= result.before.fileLength, "\(context): \(result)")
         }
         // Nothing is left to be done, and nothing is done.
@@ -165,9 +175,9 @@ import VirtualDisk
             test, Image(path: image.path, below: image.below, model: model), folder, context + ", written again")
     }
 
-    /// Bytes of the model in zeros of 256 KiB, which every format drops whose blocks are not larger.
-    private static func droppable(_ model: DiskModel, _ test: Case, _ folder: TemporaryFolder) -> Int {
-        let block = Int(max(1 << 18, test.making.blockSize ?? (test.row.format == "vdi" ? 1 << 20 : 1 << 18)))
+    /// Bytes of the model in whole blocks of zeros.
+    private static func droppable(_ model: DiskModel, blockSize: Int) -> Int {
+        let block = max(1 << 18, blockSize)
         return stride(from: 0, to: model.size, by: block).reduce(0) { sum, start in
             let count = min(block, model.size - start)
             return sum + (model.bytes.slice(start, count).allSatisfy { $0 == 0 } ? count : 0)
