@@ -104,6 +104,12 @@ public protocol CompanionOpener: Sendable {
     func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String)
     /// Removes a file that the image at `imagePath` no longer names; one that is not there is no error.
     func removeCompanion(_ name: String, of imagePath: String) throws(DiskError)
+    /// Whether a name is the address of a storage that is no file, and which may be opened if the user permits it.
+    func isAddress(_ name: String) -> Bool
+}
+
+extension CompanionOpener {
+    public func isAddress(_ name: String) -> Bool { false }
 }
 
 /// What a new image shall be.

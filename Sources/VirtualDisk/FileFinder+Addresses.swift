@@ -10,8 +10,10 @@ extension FileFinder {
         return provider.shownName(path)
     }
 
+    func isAddress(_ name: String) -> Bool { provider?.recognizes(name) ?? false }
+
     /// Whether an image is known by the shown name of an address.
-    func isAddress(_ shownName: String) -> Bool { addresses.withLock { $0[shownName] != nil } }
+    func isRemote(_ shownName: String) -> Bool { addresses.withLock { $0[shownName] != nil } }
 
     /// Opens the storage at an address.
     func openAddress(

@@ -173,7 +173,8 @@ struct FileFinder: CompanionOpener {
         let remote = try openRemote(names, of: imagePath, isWritable: isWritable)
         if let opened = remote.opened { return opened }
         do throws(DiskError) {
-            let found = try find(names, of: imagePath, what: what)
+            // An address is no path: a file that has the name of its last part is another one.
+            let found = try find(names.filter { !isAddress($0) }, of: imagePath, what: what)
             let storage = try open(found, isWritable: isWritable, name: found.path)
             return (storage, found.path, found.identity)
         } catch {
@@ -226,7 +227,7 @@ struct FileFinder: CompanionOpener {
 
     private func candidates(_ names: [String], _ imagePath: String) -> [String] {
         let folder = Self.folder(of: imagePath)
-        let isFile = !isAddress(imagePath)
+        let isFile = !isRemote(imagePath)
         var result: [String] = []
         for name in names where !name.isEmpty && name.utf8.count < Int(PATH_MAX) && !name.utf8.contains(0) {
             if isFile || name.hasPrefix("/") { result.append(FilePath(folder).pushing(FilePath(name)).string) }
@@ -248,7 +249,7 @@ struct FileFinder: CompanionOpener {
     /// The folders in which files of an image are looked for by name or UUID, in order.
     func searchFolders(of imagePath: String) -> [String] {
         // An image that is no file lies in no folder.
-        if isAddress(imagePath) { return allowedFolders }
+        if isRemote(imagePath) { return allowedFolders }
         let folder = FilePath(Self.folder(of: imagePath))
         var folders = [folder.string]
         if folder.lastComponent?.string == "Snapshots" { folders.append(folder.removingLastComponent().string) }

@@ -13,11 +13,12 @@ public final class TestServer: Sendable {
     public init(_ command: [String], port: Int) throws(DiskError) {
         self.port = port
         process = try Subprocess.start(command)
-        for _ in 0..<3000 where !Self.listens(port) { usleep(10_000) }
-        guard Self.listens(port) else {
-            stop()
-            throw DiskError(.system, "\(command[0]) does not listen at \(port)")
+        for _ in 0..<3000 {
+            if Self.listens(port) { return }
+            usleep(10_000)
         }
+        stop()
+        throw DiskError(.system, "\(command[0]) does not listen at \(port)")
     }
 
     /// The web server of the tests, for the files of a folder; see `Tests/Servers/ranges.py`.

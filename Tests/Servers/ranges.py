@@ -125,6 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "gzip":
             self.send_header("Content-Encoding", "gzip")
         if kind == "endless":
+            self.flush_headers()
             while True:
                 self.wfile.write(b"X-Line: " + b"x" * 1000 + b"\r\n")
         if partial:

@@ -51,7 +51,7 @@ final class QCOWImage: ImageBackend, @unchecked Sendable {  // nothing changes a
             backingName = nil
         }
         if let backingName, request.mode != .information, !request.skipsConsistencyChecks {
-            try QEMUFileName.check(backingName, image: request.path)
+            try QEMUFileName.check(backingName, image: request.path, request.companions)
         }
         storages = [StorageHandle(storage)]
         files = [request.path]

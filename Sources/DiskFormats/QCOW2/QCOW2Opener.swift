@@ -47,7 +47,7 @@ struct QCOW2Opener {
         guard header.snapshotCount == 0 else {
             throw DiskError(.invalidImage, "an image with an external data file has internal snapshots")
         }
-        try QEMUFileName.check(name, image: request.path)
+        try QEMUFileName.check(name, image: request.path, request.companions)
         do throws(DiskError) {
             let file = try request.companions.openCompanion(
                 QEMUFileName.path(name), of: request.path, isWritable: request.isWritable, what: "the data file")
@@ -128,7 +128,7 @@ struct QCOW2Opener {
 
     private func checkState(_ request: OpenRequest) throws(DiskError) {
         if let backingName, request.mode != .information {
-            try QEMUFileName.check(backingName, image: request.path)
+            try QEMUFileName.check(backingName, image: request.path, request.companions)
         }
         guard request.isWritable else { return }
         if header.incompatible.contains(.corrupt) {

@@ -1,3 +1,4 @@
+internal import DiskImage
 internal import DiskStorage
 
 /// What QEMU makes of a backing file's name, and what that means here: names are relative to the folder of the image;
@@ -29,9 +30,9 @@ enum QEMUFileName {
         return String(decoding: units[..<colon], as: UTF8.self)
     }
 
-    /// Throws where a name is none of a file.
-    static func check(_ name: String, image: String) throws(DiskError) {
-        guard let scheme = protocolName(name), scheme != "file" else { return }
+    /// Throws where a name is none of a file, nor of another storage that `companions` opens.
+    static func check(_ name: String, image: String, _ companions: any CompanionOpener) throws(DiskError) {
+        guard let scheme = protocolName(name), scheme != "file", !companions.isAddress(name) else { return }
         let reason =
             scheme == "json"
             ? "a description in JSON" : "something that is reached by the protocol '\(scheme.prefix(20))'"

@@ -233,7 +233,8 @@ final class ISCSIEngine: ConnectionEngine {
         let operation = unsafe Unmanaged<PendingOperation>.fromOpaque(context).takeUnretainedValue()
         let task = unsafe data?.assumingMemoryBound(to: scsi_task.self)
         if status == Int32(SCSI_STATUS_GOOD.rawValue) {
-            let isShort = unsafe task?.pointee.residual_status == SCSI_RESIDUAL_UNDERFLOW
+            let isRead = unsafe task?.pointee.xfer_dir == Int32(SCSI_XFER_READ.rawValue)
+            let isShort = unsafe isRead && task?.pointee.residual_status == SCSI_RESIDUAL_UNDERFLOW
             operation.finish(isShort ? EIO : 0, isShort ? "the target sent too little" : "")
         } else if status == Int32(SCSI_STATUS_CHECK_CONDITION.rawValue), let task = unsafe task {
             let sense = unsafe task.pointee.sense
