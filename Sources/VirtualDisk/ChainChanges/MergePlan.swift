@@ -122,7 +122,7 @@ struct MergePlan {
                 below: chain.chain(from: goers.upperBound + (isDownwards ? 1 : 0)), locks: locks)
             try copy.run(control)
             if isDownwards, size(source) < upper.size { try cutOff(upper, locks) }
-            try finishRelocating(upper)
+            try upper.fillHoles()
         }
     }
 
@@ -143,15 +143,6 @@ struct MergePlan {
                 image: targetPath)
         }
         do throws(DiskError) { try backend.resize(to: size(source)) } catch { throw error.about(targetPath) }
-    }
-
-    /// Fills the holes of a file whose blocks lie without gaps.
-    private func finishRelocating(_ target: Chain) throws(DiskError) {
-        guard let backend = target.relocating, backend.needsRelocation else { return }
-        let disk = Disk(
-            chain: target, cache: TableCache(capacity: 1 << 20), isWritable: true, lazyFlushInterval: 0
-        )
-        try disk.finishRelocating(in: target, isClosing: false)
     }
 
     /// Between the look and the opening nobody may have changed the chain.
