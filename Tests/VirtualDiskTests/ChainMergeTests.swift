@@ -150,6 +150,22 @@ struct ChainMergeTests {
         #expect(try chain.folder.snapshotOfAll() == before)
     }
 
+    /// Over an image with an identity an overlay goes into it; over one without, it would not know it afterwards.
+    @Test func overlaysGoIntoWhatTheyKnow() throws {
+        let overlay = try #require(FormatRow.all.first { $0.format == "overlay" })
+        let vmdk = try #require(FormatRow.all.first { $0.format == "vmdk" })
+        let raw = try #require(FormatRow.all.first { $0.format == "raw" })
+        let chain = try TestChain([overlay, vmdk])
+        _ = try ChainMerge(top: chain.path(0)).run()
+        try chain.expectShown(1, chain.models[0], below: [], "an overlay over VMDK")
+        let other = try TestChain([overlay, raw])
+        let before = try other.folder.snapshotOfAll()
+        expectRefused(.unsupported, "convert") { () throws(DiskError) in
+            _ = try ChainMerge(top: other.path(0)).run()
+        }
+        #expect(try other.folder.snapshotOfAll() == before)
+    }
+
     // MARK: - Stopping
 
     @Test(arguments: rows) func stoppedAnywhereItGoesOn(_ row: FormatRow) throws {

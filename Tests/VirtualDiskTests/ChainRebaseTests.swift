@@ -22,7 +22,8 @@ struct ChainRebaseTests {
         try Peer.run("rm", flat.path(1), flat.path(2))
         try flat.expectShown(0, flat.models[0], below: [], "\(row.format) over none")
 
-        for size in [TestChain.size - (1 << 20), TestChain.size + (1 << 20)] {
+        // QCOW2 has no UUID, by which alone a VDI knows its parent.
+        for size in row.linksByUUIDAlone ? [] : [TestChain.size - (1 << 20), TestChain.size + (1 << 20)] {
             let other = try original.copy()
             let qcow2 = try #require(FormatRow.all.first { $0.format == "qcow2" })
             let new = try TestChain([qcow2], sizes: [size])

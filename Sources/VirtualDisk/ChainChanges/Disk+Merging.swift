@@ -95,6 +95,8 @@ private struct LiveMerge {
         }
         do throws(DiskError) {
             let copy = try copyAll(dirty, control)
+            // As much of this as can be while requests go on; the disk's own top image is looked after by its flushes.
+            if target > 0 { try disk.finishRelocating(in: copy.target, isClosing: false) }
             try finish(copy, dirty)
         } catch {
             try? restore()  // the first failure is the one to be told
@@ -141,6 +143,7 @@ private struct LiveMerge {
                 for part in dirty.take() { try copy.copyPartLocked(part) }
                 try copy.target.flush()
             }
+            if target > 0 || !disk.isWritable { try copy.target.fillHoles() }
             try settleTarget(&chain)
             try relink(&chain)
             let goers = goers

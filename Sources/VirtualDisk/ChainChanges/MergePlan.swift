@@ -1,3 +1,4 @@
+internal import DiskFormats
 internal import DiskImage
 internal import DiskStorage
 
@@ -39,6 +40,19 @@ struct MergePlan {
     // MARK: - What can be known before anything is changed
 
     private func checkFormats() throws(DiskError) {
+        if isDownwards { try checkOverlay() }
+        if let relinked, !(layers[relinked].backend is any EditableBackend) {
+            throw DiskError(
+                .unsupported, "the format \(layers[relinked].backend.format) cannot name another parent",
+                image: layers[relinked].path)
+        }
+        if isDownwards, size(source) > size(target) || relinked == nil && size(source) < size(target),
+            !(layers[target].backend is any EditableBackend)
+        {
+            throw DiskError(
+                .unsupported, "the format \(layers[target].backend.format) cannot give its disk another size",
+                image: layers[target].path)
+        }
         guard let relinked, let newParent else { return }
         let link = layers[relinked].backend.parentLink
         guard let link, link.paths.isEmpty, link.hasIdentity, layers[newParent].backend.identity.uuid == nil else {
@@ -48,6 +62,18 @@ struct MergePlan {
             .unsupported,
             "knows its parent by a UUID alone, and \(layers[newParent].path) has none: it cannot be put over it",
             image: layers[relinked].path)
+    }
+
+    /// An overlay knows an image that has no identity by the time of its last change: written to, it would not be that
+    /// image any more, and a merge that was stopped would leave a chain that does not open.
+    private func checkOverlay() throws(DiskError) {
+        let above = layers[target - 1].backend
+        let identity = layers[target].backend.identity
+        guard above.format == OverlayDriver().name, identity == ImageIdentity() else { return }
+        throw DiskError(
+            .unsupported,
+            "is an overlay over an image that nothing but its time of change tells from another: it cannot be merged "
+                + "into that; 'vdimg convert' copies what it shows", image: layers[target - 1].path)
     }
 
     func refuseOtherChildren() throws(DiskError) {
@@ -96,7 +122,7 @@ struct MergePlan {
                 below: chain.chain(from: goers.upperBound + (isDownwards ? 1 : 0)), locks: locks)
             try copy.run(control)
             if isDownwards, size(source) < upper.size { try cutOff(upper, locks) }
-            try finishRelocating(upper)
+            try upper.fillHoles()
         }
     }
 
@@ -117,15 +143,6 @@ struct MergePlan {
                 image: targetPath)
         }
         do throws(DiskError) { try backend.resize(to: size(source)) } catch { throw error.about(targetPath) }
-    }
-
-    /// Fills the holes of a file whose blocks lie without gaps.
-    private func finishRelocating(_ target: Chain) throws(DiskError) {
-        guard let backend = target.relocating, backend.needsRelocation else { return }
-        let disk = Disk(
-            chain: target, cache: TableCache(capacity: 1 << 20), isWritable: true, lazyFlushInterval: 0
-        )
-        try disk.finishRelocating(in: target, isClosing: false)
     }
 
     /// Between the look and the opening nobody may have changed the chain.
