@@ -133,8 +133,8 @@ struct StorageOpeningTests {
         #expect(try ImageCheck.run(name, options: options).findings.isEmpty)
     }
 
-    /// A file whose parent is at an address: not connected to unless that is permitted, and a file beside it that has the
-    /// name is not the same.
+    /// A file whose parent is at an address: not connected to unless that is permitted, and a file beside it that has
+    /// the name is not the same.
     @Test func addressInAFile() throws {
         var base = NewImage(path: folder.file("base.qcow2"))
         base.size = 1 << 20
