@@ -18,21 +18,26 @@ struct CompactCommand: ParsableCommand {
             EXAMPLES
               vdimg compact disk.vdi
               vdimg compact --free-space disk.vmdk
+              vdimg compact --copy disk.qcow2
             """)
 
     @OptionGroup var image: ImageOptions
     @Flag(help: "Also drop what file systems in it (ext4) have as free; only if the image has no children.")
     var freeSpace = false
     @Flag(help: "Do so although there is an image that was made over this one.") var force = false
+    @Flag(help: "Make the image anew, dense and in the disk's order, and put the new one in its place.") var copy =
+        false
     @Flag(help: "Write JSON.") var json = false
     @OptionGroup var progress: ProgressOptions
     @Argument(help: "The image.", completion: .file()) var path: String
 
     func validate() throws {
         if force, !freeSpace { throw ValidationError("--force belongs to --free-space") }
+        if copy, freeSpace || json { throw ValidationError("--copy makes the image as it is, and goes by itself") }
     }
 
     func run() throws {
+        if copy { return try makeAnew() }
         var result: ImageCompaction?
         try progress.run { (control) throws(DiskError) in
             var compaction = ImageCompaction.Options()
@@ -56,6 +61,19 @@ struct CompactCommand: ParsableCommand {
             rows.append((title, humanSize(bytes)))
         }
         printRows(rows)
+    }
+
+    private func makeAnew() throws {
+        try progress.run { (control) throws(DiskError) in
+            let before = try ImageInformation.read(path, options: image.diskOptions()).first
+            try ImageReplacement(path, options: image.diskOptions()).run(control)
+            let after = try ImageInformation.read(path, options: image.diskOptions()).first
+            guard !progress.quiet, let before, let after else { return }
+            printRows([
+                ("disk usage before", "\(humanSize(before.allocatedBytes)) of \(humanSize(before.fileLength))"),
+                ("disk usage now", "\(humanSize(after.allocatedBytes)) of \(humanSize(after.fileLength))"),
+            ])
+        }
     }
 }
 

@@ -130,6 +130,9 @@ def read_range(layer, below, offset, count):
     while count > 0:
         start = offset % layer.block
         part = min(count, layer.block - start)
+        if offset < layer.size:
+            # Behind its end, within its last block too, an image shows zeros, whatever lies below.
+            part = min(part, layer.size - offset)
         data = layer.read(offset // layer.block) if offset < layer.size else bytes(layer.block)
         if data is not None:
             result += data[start:start + part]
