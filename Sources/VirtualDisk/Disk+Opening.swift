@@ -80,9 +80,9 @@ extension Disk {
         // All files of the images are open now, and none of anything else.
         let files = opener.finder.opened?.withLock { $0 } ?? []
         if let overlay = options.overlay { layers.insert(try opener.open(overlay, over: layers[0]), at: 0) }
+        let chain = try opener.makeChain(layers, mode == .readWrite ? files[topFiles...] : files[...])
         return Disk(
-            chain: try opener.makeChain(layers, mode == .readWrite ? files[topFiles...] : files[...]),
-            cache: opener.cache, opener: opener,
+            chain: chain, cache: opener.cache, opener: opener, lockedFiles: opener.finder.takeLocked(),
             isWritable: options.isWritable || options.overlay != nil, lazyFlushInterval: options.lazyFlushInterval)
     }
 }

@@ -26,7 +26,14 @@ public final class Disk: Sendable {
     /// Held by who changes the chain, all the time that it takes.
     let changing = Locked(())
 
-    init(chain: Chain, cache: TableCache, opener: ChainOpener? = nil, isWritable: Bool, lazyFlushInterval: Int) {
+    /// The files that are locked and belong to no image: a block cache's.
+    private let lockedFiles: [FileStorage]
+
+    init(
+        chain: Chain, cache: TableCache, opener: ChainOpener? = nil, lockedFiles: [FileStorage] = [], isWritable: Bool,
+        lazyFlushInterval: Int
+    ) {
+        self.lockedFiles = lockedFiles
         current = CurrentChain(chain)
         self.cache = cache
         self.opener = opener
@@ -225,6 +232,7 @@ public final class Disk: Sendable {
         }
         chain.cache?.close()
         for layer in chain.layers { layer.unlock() }
+        for file in lockedFiles { file.unlockImage() }
         if let failure { throw failure }
     }
 
