@@ -37,6 +37,6 @@ struct StreamTests {
         let own = try Disk.open(folder.path + "/out.vmdk")
         #expect(try own.read(at: 0, count: Int(own.size)) == content)
         try own.close()
-        #expect(throws: DiskError.self) { try own.writeStream(format: "raw", name: "x") { _ in } }
+        #expect(throws: DiskError.self) { try own.writeStream(format: "vdi", name: "x") { _ in } }
     }
 }

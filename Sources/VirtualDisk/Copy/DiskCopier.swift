@@ -36,7 +36,7 @@ final class DiskCopier: Sendable {
     /// Bytes whose pieces are known at a time.
     private static let window: UInt64 = 8 << 20
     /// A run of zeros that is left out: less is not worth another access to the file.
-    private static let zeroRun = 64 << 10
+    private static let zeroRun = 4 << 10
 
     init(_ task: Task, _ control: OperationControl) {
         self.task = task

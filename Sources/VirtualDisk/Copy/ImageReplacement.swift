@@ -72,7 +72,7 @@ public struct ImageReplacement: Sendable {
         new.allowedFolders = options.allowedFolders
         new.parentOptions = options.formatOptions
         (new.variant, new.blockSize, new.options) = (variant, blockSize, formatOptions)
-        if format == nil || format == old.format, variant == nil {
+        if format == nil, variant == nil {
             let settings = try old.creationSettings()
             new.variant = settings.variant
             new.options.merge(settings.options) { given, _ in given }
