@@ -27,7 +27,9 @@ import Testing
             let isLong = row.format == "vhdx" || image.isFlat || row.format == "qed"
             cases.append(Case(image: image, isChild: false, newSize: isLong ? 6 << 20 : 12 << 30))
         }
-        guard row.child != nil else { return cases }
+        // Children of these formats hide what a larger parent has behind their former end only after they have grown:
+        // see the manual page.
+        guard row.child != nil, !["vmdk", "vdi"].contains(row.format) else { return cases }
         for making in [row.ours.first ?? row.dense, row.dense] {
             let image = ResizedImage.Case(row: row, making: making)
             cases.append(Case(image: image, isChild: true, newSize: 7 << 20))
@@ -85,7 +87,9 @@ import Testing
         }
     }
 
-    @Test(arguments: cases) func powerCut(_ test: Case) throws {
+    /// (That a file was removed is not replayed: extents that go away are EditingPowerCutTests' business.)
+    @Test(arguments: cases.filter { !($0.newSize < $0.oldSize && $0.image.making.variant?.hasPrefix("split") == true) })
+    func powerCut(_ test: Case) throws {
         let folder = try TemporaryFolder()
         var generator = SeededGenerator(seed: 21)
         let image = try makeImage(test, in: folder, &generator)

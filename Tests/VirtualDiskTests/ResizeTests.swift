@@ -54,7 +54,9 @@ struct ResizeTests {
         try image.expectSound("\(test.testDescription), larger after that")
     }
 
-    @Test(arguments: ResizedImage.cases) func growsByALot(_ test: ResizedImage.Case) throws {
+    /// (Extents of a mebibyte would be more than a descriptor can list.)
+    @Test(arguments: ResizedImage.cases.filter { $0.making.variant?.hasPrefix("split") != true })
+    func growsByALot(_ test: ResizedImage.Case) throws {
         let folder = try TemporaryFolder()
         var generator = SeededGenerator(seed: 7)
         let image = try ResizedImage(test, in: folder, size: Self.size, using: &generator)
