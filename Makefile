@@ -206,12 +206,22 @@ fuzz: deps
 	        -timeout=10 -max_len=600000 -artifact_prefix=$$corpus/ $(FUZZ_ARGS) $$corpus; \
 	done
 
-## bench: speed and memory beside a bare pass-through and qemu-storage-daemon; BENCH_ARGS="--quick" and others
+## bench: speed and memory beside other programs, of mounted disks and of copies; BENCH_ARGS="--quick" and others
 .PHONY: bench
-bench: deps
+bench: bench-mounts bench-copies
+
+.PHONY: bench-mounts
+bench-mounts: deps
 	@$(MAKE) --no-print-directory build
 	@$(call as_root,mounting and loop devices in the benchmark); \
 	"$${run[@]}" python3 Tests/Bench/bench.py --bin $(RELEASE_BIN) $(BENCH_ARGS)
+
+## bench-copies: only convert and merge, beside qemu-img and cp; COPIES_ARGS="--quick" and others
+.PHONY: bench-copies
+bench-copies: deps
+	@$(MAKE) --no-print-directory build
+	@$(call as_root,mounting and loop devices in the benchmark); \
+	"$${run[@]}" python3 Tests/Bench/copies.py --bin $(RELEASE_BIN) $(COPIES_ARGS)
 
 # ---- the Debian package -------------------------------------------------------------------------------------------
 

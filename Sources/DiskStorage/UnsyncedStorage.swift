@@ -2,8 +2,13 @@
 /// that it is there, and ``settle()`` makes all of it durable at the end.
 public final class UnsyncedStorage: Storage {
     private let base: any Storage
+    private let writesBack: Bool
 
-    public init(_ base: any Storage) { self.base = base }
+    /// `writesBack`: whether the system may be asked to begin writing out early; not where ``settle()`` is not called.
+    public init(_ base: any Storage, writesBack: Bool = true) {
+        self.base = base
+        self.writesBack = writesBack
+    }
 
     public var traits: StorageTraits { base.traits }
     public var name: String { base.name }
@@ -19,7 +24,9 @@ public final class UnsyncedStorage: Storage {
     }
     public func setLength(_ length: UInt64) throws(DiskError) { try base.setLength(length) }
     public func allocate(_ length: UInt64) throws(DiskError) { try base.allocate(length) }
-    public func startWriteback() { base.startWriteback() }
+    public func startWriteback() {
+        if writesBack { base.startWriteback() }
+    }
     public func allocatedBytes() throws(DiskError) -> UInt64 { try base.allocatedBytes() }
     public func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try base.nextData(from: offset) }
 

@@ -37,19 +37,20 @@ public struct NewImage: Sendable {
     public func create() throws(DiskError) { _ = try createFiles() }
 
     /// The same; answers what knows the files that were made, and can remove them.
-    func createFiles() throws(DiskError) -> FileFinder {
-        try create { (driver, request, finder) throws(DiskError) in
+    func createFiles(wrap: (@Sendable (any Storage) -> any Storage)? = nil) throws(DiskError) -> FileFinder {
+        try create(wrap: wrap) { (driver, request, finder) throws(DiskError) in
             try driver.create(request, companions: finder)
             return finder
         }
     }
 
-    /// Has `body` create the image. On failure nothing is left behind.
+    /// Has `body` create the image, in files that `wrap` has a say in. On failure nothing is left behind.
     func create<Result>(
+        wrap: (@Sendable (any Storage) -> any Storage)? = nil,
         _ body: (any ImageDriver, CreateRequest, FileFinder) throws(DiskError) -> Result
     ) throws(DiskError) -> Result {
         let (driver, request) = try plan()
-        let finder = FileFinder(allowedFolders: allowedFolders)
+        let finder = FileFinder(allowedFolders: allowedFolders, wrap: wrap)
         do throws(DiskError) {
             return try body(driver, request, finder)
         } catch {

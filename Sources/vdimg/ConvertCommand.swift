@@ -43,12 +43,16 @@ struct ConvertCommand: ParsableCommand {
     @Flag(help: "Read the new image back and compare.") var verify = false
     @Flag(help: "TARGET is there: a device, or an image, whose content is replaced.") var overwrite = false
     @Flag(help: "Copy data even where files could share it.") var noReflink = false
+    @Flag(help: "Do not wait until the new image is on stable storage, as cp and qemu-img do not.") var noSync = false
     @Argument(help: "The image to copy; - is standard input.", completion: .file()) var from: String
     @Argument(help: "The new image; - is standard output.", completion: .file()) var to: String?
 
     func validate() throws {
         guard inPlace == (to == nil) else {
             throw ValidationError(inPlace ? "--in-place takes one image, and no TARGET" : "give the new image's name")
+        }
+        if noSync, inPlace {
+            throw ValidationError("--in-place waits for stable storage before it removes the old image")
         }
         if inPlace, keepChain || parent != nil || size != nil || overwrite || from == "-" {
             throw ValidationError("--in-place keeps the image's size and its parent")
@@ -101,6 +105,7 @@ struct ConvertCommand: ParsableCommand {
         conversion.blockSize = blockSize?.bytes
         conversion.formatOptions = options
         conversion.sharesBlocks = !noReflink
+        conversion.syncs = !noSync
         conversion.verifies = verify
         let paths = try conversion.run(control)
         if !progress.quiet { for path in paths { writeError("vdimg: made \(path)") } }
@@ -165,6 +170,7 @@ struct ConvertCommand: ParsableCommand {
         conversion.verifies = verify
         conversion.overwritesTarget = overwrite
         conversion.sharesBlocks = !noReflink
+        conversion.syncs = !noSync
         return conversion
     }
 }

@@ -717,7 +717,8 @@ def first_line(*command):
     return "unknown"
 
 
-def machine(options, directory):
+def machine_facts(directory):
+    """What the machine is, and with what the figures were had."""
     cpu = re.search(r"^model name\s*:\s*(.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
     kernel = re.match(r"[\d.]*", os.uname().release)[0]
     file_system = first_line("stat", "-f", "-c", "%T", directory)
@@ -725,22 +726,27 @@ def machine(options, directory):
         f"- {cpu[1] if cpu else os.uname().machine}, {os.cpu_count()} cores; Linux {kernel}",
         f"- libfuse {first_line('pkg-config', '--modversion', 'fuse3')}, {first_line('qemu-storage-daemon', '-V')}, "
         f"{first_line('fio', '--version')}, C: {first_line('cc', '--version')}",
-        f"- {datetime.date.today().isoformat()}; images of {options.size // MIB} MiB on {file_system}, in the page "
-        f"cache; {options.rounds} rounds of {options.seconds} s in turn, medians (into new images: the fastest)"
+        f"- {datetime.date.today().isoformat()}; on {file_system}",
+    ])
+
+
+def machine(options, directory):
+    return "\n".join([
+        machine_facts(directory),
+        f"- images of {options.size // MIB} MiB, in the page cache; {options.rounds} rounds of {options.seconds} s in "
+        "turn, medians (into new images: the fastest)"
         + (" (quick: too short to rely on)" if options.quick else ""),
     ])
 
 
-BEGIN, END = "<!-- measured by make bench: begin -->", "<!-- measured by make bench: end -->"
-
-
-def write_output(path, text):
-    """Replaces what stands between the marks, and keeps what was written around it by hand."""
+def write_output(path, text, part="bench"):
+    """Replaces what stands between a part's marks, and keeps what was written around it by hand."""
+    begin, end = f"<!-- measured by make {part}: begin -->", f"<!-- measured by make {part}: end -->"
     path = pathlib.Path(path)
-    block = f"{BEGIN}\n\n{text}\n\n{END}"
+    block = f"{begin}\n\n{text}\n\n{end}"
     old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if BEGIN in old and END in old:
-        new = old[:old.index(BEGIN)] + block + old[old.index(END) + len(END):]
+    if begin in old and end in old:
+        new = old[:old.index(begin)] + block + old[old.index(end) + len(end):]
     else:
         new = (old or "# Benchmarks\n\nMeasured by `make bench`; what each row means: Tests/Bench/bench.py.\n") + \
             f"\n{block}\n"

@@ -24,6 +24,8 @@ public struct ChainConversion: Sendable {
     public var sharesBlocks = true
     /// Whether each new image is read back and what its chain shows compared.
     public var verifies = false
+    /// Whether it ends only when everything is on stable storage: ``ImageConversion/syncs``.
+    public var syncs = true
 
     public init(from source: String, options: DiskOptions = DiskOptions(), to folder: String, format: String) {
         self.source = source
@@ -61,6 +63,7 @@ public struct ChainConversion: Sendable {
                 var conversion = ImageConversion(from: layers[index].path, to: target)
                 conversion.sharesBlocks = sharesBlocks
                 conversion.verifies = verifies
+                conversion.syncs = syncs
                 made.append(try conversion.run(part, control))
             }
         } catch {

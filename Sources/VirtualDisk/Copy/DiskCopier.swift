@@ -136,11 +136,22 @@ final class DiskCopier: Sendable {
             let run = bytes.slice(start, end - start)
             if !isZero {
                 try task.target.writeLocked(run, at: offset + UInt64(start))
+                try beginWriteback(offset + UInt64(start), run.count)
             } else if !task.isTargetEmpty {
                 try task.target.discardLocked(offset + UInt64(start), UInt64(run.count))
             }
             start = end
         }
+    }
+
+    /// Of blocks that are allocated the system begins to write out at once (``EarlyWriteback``); here it does of files
+    /// in which all blocks have their places already.
+    private func beginWriteback(_ offset: UInt64, _ count: Int) throws(DiskError) {
+        guard task.isTargetEmpty, task.target.blockSize == 0, count >= EarlyWriteback.smallestWrite else { return }
+        var batch = ExtentBatch()
+        try task.target.top.map(offset, UInt64(count), into: &batch)
+        guard batch[0].kind == .data else { return }
+        task.target.earlyWriteback?.note(count, in: task.target.top.storage(batch[0].storage))
     }
 
     /// Bytes up to the next border at which a run of zeros may begin or end.

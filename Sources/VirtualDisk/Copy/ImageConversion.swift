@@ -27,6 +27,9 @@ public struct ImageConversion: Sendable {
     public var sharesBlocks = true
     /// Whether the target is read back and compared.
     public var verifies = false
+    /// Whether it ends only when everything is on stable storage. Without, that is left to the system, as cp(1) does:
+    /// after a power cut within the next minute the new image may be incomplete.
+    public var syncs = true
 
     public init(from source: String, options: DiskOptions = DiskOptions(), to target: NewImage) {
         self.source = source
@@ -47,7 +50,7 @@ public struct ImageConversion: Sendable {
         try disk.close()
     }
 
-    /// Does it. When it returns everything is on stable storage. If it fails or is cancelled, the new files are
+    /// Does it. When it returns everything is on stable storage (but see ``syncs``). If it fails or is cancelled, the new files are
     /// removed; an overwritten target has lost what it had.
     public func run(_ control: OperationControl = OperationControl()) throws(DiskError) {
         var options = sourceOptions
@@ -117,9 +120,12 @@ public struct ImageConversion: Sendable {
         guard target.parent == nil else {
             throw DiskError(.unsupported, "an image of compressed blocks cannot be made over a parent")
         }
-        return try target.create { (_, request, finder) throws(DiskError) in
+        let files = UnsyncedFiles(writesBack: syncs)
+        return try target.create(wrap: files.wrap) { (_, request, finder) throws(DiskError) in
             let writer = try driver.makeCompressedImage(request, companions: finder)
             try StreamCopier(disk, writer, control).run()
+            control.begin("flushing", total: 0)
+            if syncs { try files.settle() }
             try verify(disk, target, control)
             return finder
         }
@@ -128,7 +134,7 @@ public struct ImageConversion: Sendable {
     private func runPlain(
         _ disk: Disk, _ target: NewImage, _ control: OperationControl
     ) throws(DiskError) -> FileFinder {
-        let created = try target.createFiles()
+        let created = try target.createFiles(wrap: syncs ? nil : UnsyncedFiles(writesBack: false).wrap)
         do throws(DiskError) {
             try fill(target, from: disk, isEmpty: target.parent == nil, control)
             try verify(disk, target, control)
@@ -142,19 +148,12 @@ public struct ImageConversion: Sendable {
     private func fill(
         _ target: NewImage, from disk: Disk, isEmpty: Bool, _ control: OperationControl
     ) throws(DiskError) {
-        let unsynced = Locked<[UnsyncedStorage]>([])
+        let files = UnsyncedFiles(writesBack: syncs)
         var options = DiskOptions(isWritable: true, format: target.format, allowedFolders: target.allowedFolders)
         options.formatOptions = target.parentOptions
         options.storageProvider = sourceOptions.storageProvider
         options.lazyFlushInterval = 0
-        if !overwritesTarget {
-            options.wrapStorage = { storage in
-                guard storage.traits.isWritable else { return storage }
-                let file = UnsyncedStorage(storage)
-                unsynced.withLock { $0.append(file) }
-                return file
-            }
-        }
+        if !overwritesTarget || !syncs { options.wrapStorage = files.wrap }
         let new = try Disk.open(target.path, options: options)
         do throws(DiskError) {
             guard new.size >= disk.size || target.size != nil && new.size >= target.size ?? 0 else {
@@ -173,7 +172,7 @@ public struct ImageConversion: Sendable {
         }
         control.begin("flushing", total: 0)
         try new.close()
-        for file in unsynced.withLock({ $0 }) { try file.settle() }
+        if syncs { try files.settle() }
     }
 
     /// Reads the new image back, with its parents, and compares what it shows.

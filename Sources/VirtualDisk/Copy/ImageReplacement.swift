@@ -111,30 +111,25 @@ public struct ImageReplacement: Sendable {
         try target.chain.flush()
         try verify(disk, target.chain, control)
         try target.chain.layers[0].backend.close()
-        for file in target.files { try file.settle() }
+        try target.files.settle()
     }
 
     /// The new image over the old one's parents, which are open already.
     private func open(
         _ new: NewImage, over layers: [Layer], isWritable: Bool
-    ) throws(DiskError) -> (chain: Chain, files: [UnsyncedStorage]) {
-        let files = Locked<[UnsyncedStorage]>([])
+    ) throws(DiskError) -> (chain: Chain, files: UnsyncedFiles) {
+        let files = UnsyncedFiles()
         var options = DiskOptions(isWritable: isWritable, format: new.format)
         options.formatOptions = self.options.formatOptions
         options.locksImages = false
-        options.wrapStorage = { storage in
-            guard storage.traits.isWritable else { return storage }
-            let file = UnsyncedStorage(storage)
-            files.withLock { $0.append(file) }
-            return file
-        }
+        options.wrapStorage = files.wrap
         var opener = ChainOpener(options: options)
         opener.keepsIdentity = true
         let mode: OpenMode = isWritable ? .readWrite : .readOnly
         let top = try opener.open(new.path, mode: mode, withParents: false)[0]
         if isWritable { try top.backend.prepareForUse() }
         let chain = Chain(topFirst: [top] + layers.dropFirst(), isWritable: isWritable)
-        return (chain, files.withLock { $0 })
+        return (chain, files)
     }
 
     /// What children compare, and what people have noted, goes over.
