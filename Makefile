@@ -159,12 +159,19 @@ demo: deps
 	@$(MAKE) --no-print-directory build
 	@Scripts/demo.sh
 
+## documentation: the library's, by DocC, in .build/documentation; a link that leads nowhere is an error
+.PHONY: documentation
+documentation: deps
+	@$(SWIFT) build $(TEST_FLAGS) --build-tests
+	@Scripts/documentation.sh .build/tests/release .build/documentation
+
 ## test: set up, build, and run all tests (root, /dev/fuse and loop devices are used)
 .PHONY: test
 test: deps
 	@$(call as_root,mounting and loop devices in the tests); \
 	$(SWIFT) build $(TEST_FLAGS) --build-tests; \
 	$(call run_tests)
+	@Scripts/documentation.sh .build/tests/release .build/documentation
 	@Tests/System/units.sh
 
 ## torture: the power-cut and random tests, many times longer (VDMOUNT_TORTURE=1)

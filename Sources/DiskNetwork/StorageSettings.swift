@@ -50,7 +50,7 @@ public struct StorageSettings: Sendable {
 
     public init() {}
 
-    /// The options of a command line, each `NAME=VALUE`; ``DiskError/Kind/invalidArgument`` for what is none. Files
+    /// The options of a command line, each `NAME=VALUE`; `DiskError.Kind.invalidArgument` for what is none. Files
     /// that hold secrets are read here.
     public init(_ options: [String]) throws(DiskError) {
         for option in options {

@@ -24,7 +24,7 @@ public struct StorageTraits: Sendable {
     public var descriptor: Int32
     /// Whether writes are possible.
     public var isWritable: Bool
-    /// Whether ``Storage/discard(_:)`` gives space back and leaves zeros.
+    /// Whether ``Storage/discard(_:mustZero:for:)`` gives space back and leaves zeros.
     public var canDiscard: Bool
     /// Whether the length is fixed (a block device).
     public var hasFixedLength: Bool

@@ -3,7 +3,7 @@ internal import Dispatch
 
 extension OperationControl {
     /// Runs a long operation beside the caller's task, which may be cancelled: then the operation is, and ends with
-    /// ``DiskError/Kind/cancelled``.
+    /// `DiskError.Kind.cancelled`.
     ///
     ///     let control = OperationControl { print($0.fraction) }
     ///     try await control.perform { (control) throws(DiskError) in try conversion.run(control) }

@@ -7,9 +7,9 @@ internal import SystemPackage
 extension Disk {
     /// Opens the disk that the image at `path` is the top of: finds, opens, locks and checks its parents.
     ///
-    /// The parents are opened read-only. Throws ``DiskError``: ``DiskError/Kind/brokenLink`` where a parent does not
-    /// belong to its child, ``DiskError/Kind/notFound`` and ``DiskError/Kind/refused`` where one cannot be opened,
-    /// ``DiskError/Kind/locked`` where another process is in the way.
+    /// The parents are opened read-only. Throws `DiskError`: `DiskError.Kind.brokenLink` where a parent does not
+    /// belong to its child, `DiskError.Kind.notFound` and `DiskError.Kind.refused` where one cannot be opened,
+    /// `DiskError.Kind.locked` where another process is in the way.
     public static func open(_ path: String, options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {
         do throws(DiskError) {
             return try openAsAsked(options) { (opener, mode, topIsOpen) throws(DiskError) in
@@ -37,7 +37,7 @@ extension Disk {
     }
 
     /// Opens a disk image by image, from the base up, wherever the files lie: what the images say of their parents'
-    /// places does not count, but each must have been made over the one before (``DiskError/Kind/brokenLink``).
+    /// places does not count, but each must have been made over the one before (`DiskError.Kind.brokenLink`).
     ///
     /// The last one is the top; ``DiskOptions/format`` does not count.
     public static func open(images: [ImageFile], options: DiskOptions = DiskOptions()) throws(DiskError) -> Disk {

@@ -17,10 +17,12 @@ extension Disk {
     /// one image as a whole; an image whose data is in files beside it is refused. The caller keeps others from writing
     /// to the storages: they are not locked here. They are kept until the disk is let go, and not closed.
     ///
-    /// - Parameter parents: The images below the top one, the nearest first; read, never written. Each is checked to be
-    ///   the parent of the one above it. All that the chain needs must be there, and no more.
-    /// - Parameter options: ``DiskOptions/format`` is the top image's. Names are not looked for, so allowed folders
-    ///   and the provider of storages do not matter.
+    /// - Parameters:
+    ///   - storage: The top image.
+    ///   - parents: The images below the top one, the nearest first; read, never written. Each is checked to be the
+    ///     parent of the one above it. All that the chain needs must be there, and no more.
+    ///   - options: ``DiskOptions/format`` is the top image's. Names are not looked for, so allowed folders and the
+    ///     provider of storages do not matter.
     public static func open(
         storage: any Storage, parents: [any Storage] = [], options: DiskOptions = DiskOptions()
     ) throws(DiskError) -> Disk {

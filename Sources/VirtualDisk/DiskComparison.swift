@@ -58,7 +58,7 @@ public struct DiskComparison: Sendable {
         self.isStrict = isStrict
     }
 
-    /// Compares two disks. Neither may be written to meanwhile. Stops with ``DiskError/Kind/cancelled`` if asked to.
+    /// Compares two disks. Neither may be written to meanwhile. Stops with `DiskError.Kind.cancelled` if asked to.
     public static func run(
         _ first: Disk, _ second: Disk, options: Options = Options(), control: OperationControl = OperationControl()
     ) throws(DiskError) -> DiskComparison {

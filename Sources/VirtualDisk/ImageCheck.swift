@@ -34,7 +34,10 @@ public enum ImageCheck {
     /// What ``run(_:options:repair:)`` with `repair` would answer, with nothing changed: the repair is made in what
     /// seems to be the image's files. What is marked as repaired is what would be.
     ///
-    /// - Parameter folder: Where files without a name are made for what would be written.
+    /// - Parameters:
+    ///   - path: The image.
+    ///   - options: How it is opened.
+    ///   - folder: Where files without a name are made for what would be written.
     public static func dryRun(
         _ path: String, options: DiskOptions = DiskOptions(), folder: String = "/tmp"
     ) throws(DiskError) -> CheckReport {

@@ -12,7 +12,7 @@ public import DiskStorage
 public struct ImageCompaction: Sendable {
     /// What is done.
     public struct Options: Sendable {
-        /// Whether blocks are given up, too, that a file system in the image says are free (``FreeSpace``): ext4, in a
+        /// Whether blocks are given up, too, that a file system in the image says are free: ext4, in a
         /// partition or on the whole disk. What the disk shows there changes to zeros, so that children of the image no
         /// longer belong to it, and the image gets a new identity as by any write.
         public var dropsFreeSpace = false
@@ -49,7 +49,7 @@ public struct ImageCompaction: Sendable {
     /// Compacts the image at `path`; nothing else may have it open. Its parents are opened to be read. ``DiskOptions``
     /// for writing; ``DiskOptions/overlay``, ``DiskOptions/snapshot`` and ``DiskOptions/cache`` must be nil.
     ///
-    /// ``DiskError/Kind/unsupported`` for images that are written once (streamOptimized), with nothing changed.
+    /// `DiskError.Kind.unsupported` for images that are written once (streamOptimized), with nothing changed.
     public static func run(
         _ path: String, options: DiskOptions = DiskOptions(), compaction: Options = Options(),
         control: OperationControl = OperationControl()

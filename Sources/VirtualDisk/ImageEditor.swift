@@ -8,7 +8,7 @@ public enum ImageEditor {
     /// open any more, until its record is changed too.)
     ///
     /// The image is opened without its parents and locked; who else has it open is an error. A property that this
-    /// image cannot store is ``DiskError/Kind/unsupported``, and changes nothing.
+    /// image cannot store is `DiskError.Kind.unsupported`, and changes nothing.
     public static func apply(
         _ changes: ImageChanges, to path: String, options: DiskOptions = DiskOptions()
     ) throws(DiskError) {

@@ -20,7 +20,7 @@ public struct ImageMeasurement: Sendable, Equatable {
     ///
     /// What `contents` is known, by its tables and by holes of its files, to have as zeros takes no block. With
     /// `readsData` the rest is read, and blocks of zeros in it take none either; that takes as long as a copy. The
-    /// image's size is that of `contents` if it has none of its own. Stops with ``DiskError/Kind/cancelled`` if asked.
+    /// image's size is that of `contents` if it has none of its own. Stops with `DiskError.Kind.cancelled` if asked.
     public static func run(
         _ image: NewImage, contents: Disk? = nil, readsData: Bool = false,
         control: OperationControl = OperationControl()

@@ -44,8 +44,8 @@ public struct ImageResize: Sendable {
 
     /// Does it. While what would be cut off is looked through, it can be cancelled; nothing is changed then.
     ///
-    /// Throws ``DiskError/Kind/losesData`` where something would be cut off that may not be,
-    /// ``DiskError/Kind/unsupported`` for an image that cannot have that size.
+    /// Throws `DiskError.Kind.losesData` where something would be cut off that may not be,
+    /// `DiskError.Kind.unsupported` for an image that cannot have that size.
     public func run(_ control: OperationControl = OperationControl()) throws(DiskError) -> Outcome {
         do throws(DiskError) {
             let outcome = try resize(control)

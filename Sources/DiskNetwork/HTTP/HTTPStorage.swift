@@ -38,8 +38,8 @@ public final class HTTPStorage: Storage {
 
     /// Opens `http://[user[:password]@]host[:port]/path` or the same with `https`.
     ///
-    /// Throws ``DiskError/Kind/notFound`` if the server has no such file, ``DiskError/Kind/refused`` if it does not
-    /// give it away or its certificate is not to be trusted, and ``DiskError/Kind/unsupported`` if it knows no ranges.
+    /// Throws `DiskError.Kind.notFound` if the server has no such file, `DiskError.Kind.refused` if it does not
+    /// give it away or its certificate is not to be trusted, and `DiskError.Kind.unsupported` if it knows no ranges.
     public init(_ address: String, settings: StorageSettings = StorageSettings()) throws(DiskError) {
         guard let parsed = StorageAddress(address), parsed.kind == .http else {
             throw DiskError(.invalidArgument, "is no address of a file on a web server")

@@ -7,8 +7,10 @@ extension StorageProcess {
 
     /// Opens storages for the process that started this one, until that has ended.
     ///
-    /// - Parameter confine: Called once, before there are threads, with the files that storages may have to read: gives
-    ///   up what is not needed.
+    /// - Parameters:
+    ///   - arguments: The command line.
+    ///   - confine: Called once, before there are threads, with the files that storages may have to read: gives up what
+    ///     is not needed.
     public static func serve(_ arguments: [String], confine: (_ files: [String]) -> Void) -> Never {
         guard arguments.count == 3, let count = Int(arguments[2]), (1...mostChannels).contains(count) else { _exit(64) }
         signal(SIGPIPE, SIG_IGN)

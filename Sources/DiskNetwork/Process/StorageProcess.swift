@@ -25,7 +25,10 @@ public final class StorageProcess: StorageProvider {
 
     /// Starts it. The options are checked before.
     ///
-    /// - Parameter channels: How many requests can be on their way at the same time.
+    /// - Parameters:
+    ///   - options: What ``StorageSettings/init(_:)`` takes.
+    ///   - allowedAddresses: Addresses that images may name.
+    ///   - channels: How many requests can be on their way at the same time.
     public static func start(
         options: [String], allowedAddresses: [String], channels: Int
     ) throws(DiskError) -> StorageProcess {

@@ -87,7 +87,7 @@ struct CacheFile {
         case broken(DiskError)
     }
 
-    /// Throws ``DiskError/Kind/invalidArgument`` for a file that is no cache.
+    /// Throws `DiskError.Kind.invalidArgument` for a file that is no cache.
     init(_ storage: any Storage, path: String) throws(DiskError) {
         let bytes = try storage.availableBytes(at: 0, count: VCIHeader.byteCount, for: .header)
         // One that was being made when the power failed may have the length of its header and nothing in it.

@@ -46,10 +46,10 @@ public struct ChainMerge: Sendable {
         public let obsoleteFiles: [String]
     }
 
-    /// Merges. On ``DiskError/Kind/cancelled`` and other errors the chain shows what it did, and can be merged again.
+    /// Merges. On `DiskError.Kind.cancelled` and other errors the chain shows what it did, and can be merged again.
     ///
-    /// ``DiskError/Kind/refused`` where an image was found that is not in the chain, and is made over an image that
-    /// changes or goes away; ``DiskError/Kind/unsupported`` where a format cannot do its part.
+    /// `DiskError.Kind.refused` where an image was found that is not in the chain, and is made over an image that
+    /// changes or goes away; `DiskError.Kind.unsupported` where a format cannot do its part.
     public func run(_ control: OperationControl = OperationControl()) throws(DiskError) -> Outcome {
         var options = options
         options.isWritable = false

@@ -27,7 +27,7 @@ public struct ChainRebase: Sendable {
         self.parent = parent
     }
 
-    /// Does it. On ``DiskError/Kind/cancelled`` and other errors the image has its old parent, and shows what it did.
+    /// Does it. On `DiskError.Kind.cancelled` and other errors the image has its old parent, and shows what it did.
     public func run(_ control: OperationControl = OperationControl()) throws(DiskError) {
         var options = options
         options.isWritable = false

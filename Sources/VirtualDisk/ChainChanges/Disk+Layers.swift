@@ -8,8 +8,8 @@ extension Disk {
     /// only.
     ///
     /// The disk must show the same size through it. The one below is closed cleanly: whatever becomes of this process,
-    /// it is a complete image. ``DiskError/Kind/brokenLink`` where the image does not belong to the top one,
-    /// ``DiskError/Kind/unsupported`` for a disk with a block cache, or an image whose blocks are larger than any that
+    /// it is a complete image. `DiskError.Kind.brokenLink` where the image does not belong to the top one,
+    /// `DiskError.Kind.unsupported` for a disk with a block cache, or an image whose blocks are larger than any that
     /// this disk had when it was opened.
     public func push(_ path: String, format: String? = nil) throws(DiskError) {
         let opener = try changeableOpener(format: format)

@@ -9,8 +9,8 @@ extension Disk {
     /// Where the top image is merged downwards while it is written to, what is written is copied again, until little
     /// enough is left to be copied while requests wait.
     ///
-    /// On ``DiskError/Kind/cancelled`` and every other error the disk goes on with the images that it had.
-    /// ``DiskError/Kind/unsupported`` where the images' disks are not of one size: that is for a closed disk.
+    /// On `DiskError.Kind.cancelled` and every other error the disk goes on with the images that it had.
+    /// `DiskError.Kind.unsupported` where the images' disks are not of one size: that is for a closed disk.
     public func merge(
         _ source: Int, into target: Int, keepsFiles: Bool = false, control: OperationControl = OperationControl()
     ) throws(DiskError) -> ChainMerge.Outcome {

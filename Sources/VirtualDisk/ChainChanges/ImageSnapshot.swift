@@ -20,7 +20,7 @@ public struct ImageSnapshot: Sendable {
 
     /// Makes it and answers its path. On failure nothing is left behind.
     ///
-    /// Nobody may have the image open for writing meanwhile: ``DiskError/Kind/locked``.
+    /// Nobody may have the image open for writing meanwhile: `DiskError.Kind.locked`.
     public func create() throws(DiskError) -> String {
         var options = DiskOptions(format: format, allowedFolders: image.allowedFolders)
         options.formatOptions = image.parentOptions

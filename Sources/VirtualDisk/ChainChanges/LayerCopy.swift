@@ -47,7 +47,7 @@ struct LayerCopy: Sendable {
 
     /// Copies everything; `control` hears of the bytes of the disk. Durable when it returns.
     ///
-    /// On ``DiskError/Kind/cancelled`` and every other error the chain shows what it did.
+    /// On `DiskError.Kind.cancelled` and every other error the chain shows what it did.
     func run(_ control: OperationControl) throws(DiskError) {
         control.begin("merging", total: size)
         var position: UInt64 = 0

@@ -33,7 +33,7 @@ struct OtherChildren {
         self.known = known
     }
 
-    /// Throws ``DiskError/Kind/refused`` if there is one in the folders of the endangered images.
+    /// Throws `DiskError.Kind.refused` if there is one in the folders of the endangered images.
     func refuse(_ what: String) throws(DiskError) {
         let opener = ChainOpener(options: options)
         var seen: Set<String> = []

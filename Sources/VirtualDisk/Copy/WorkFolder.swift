@@ -10,7 +10,7 @@ final class WorkFolder {
     private let folder: String
     private let descriptor: Int32
 
-    /// Makes the folder; what a run that was killed has left in it goes. ``DiskError/Kind/locked`` while another run is
+    /// Makes the folder; what a run that was killed has left in it goes. `DiskError.Kind.locked` while another run is
     /// at it.
     init(for place: String) throws(DiskError) {
         let path = FilePath(place)
