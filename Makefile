@@ -62,7 +62,7 @@ all: build
 ## help: this list
 .PHONY: help
 help:
-	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@sed -n 's/^## //p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{ printf "  make %-13s %s\n", $$1, $$2 }'
 
 # ---- set-up -------------------------------------------------------------------------------------------------------
 

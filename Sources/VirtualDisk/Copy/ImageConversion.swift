@@ -50,8 +50,8 @@ public struct ImageConversion: Sendable {
         try disk.close()
     }
 
-    /// Does it. When it returns everything is on stable storage (but see ``syncs``). If it fails or is cancelled, the new files are
-    /// removed; an overwritten target has lost what it had.
+    /// Does it. When it returns everything is on stable storage (but see ``syncs``). If it fails or is cancelled, the
+    /// new files are removed; an overwritten target has lost what it had.
     public func run(_ control: OperationControl = OperationControl()) throws(DiskError) {
         var options = sourceOptions
         options.isWritable = false
