@@ -88,6 +88,10 @@ public protocol EditableBackend: ImageBackend {
     /// What it stores of them now.
     var metadata: ImageMetadata { get }
 
+    /// Throws what ``apply(_:)`` would of an image that cannot have that parent, for who has much to do before that. Of
+    /// the image's file nothing is changed.
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError)
+
     /// Makes the changes, durably. ``DiskError/Kind/unsupported``, with the image as it was, if the format cannot store
     /// one of them, or not in this image (too long a path, no room for a comment).
     func apply(_ changes: ImageChanges) throws(DiskError)

@@ -32,7 +32,7 @@ extension FileStorage {
             clinux_copy_attributes(descriptor, replacement.descriptor)
             try replacement.flush()
             fsync(folderDescriptor)  // other files that were made for the new content
-            if holdsImageLock.withLock({ $0 }) { try replacement.lockImage() }
+            if imageLock.withLock({ $0.isHeld }) { try replacement.lockImage() }
             guard unsafe rename(newPath, path) == 0 else {
                 throw .system(clinux_errno(), "replace the file", image: name)
             }
@@ -41,7 +41,7 @@ extension FileStorage {
             throw error
         }
         // The lock belongs to what both descriptors share from now on.
-        replacement.holdsImageLock.withLock { $0 = false }
+        replacement.imageLock.withLock { $0 = HeldImageLock() }
         guard clinux_take_over(replacement.descriptor, descriptor) >= 0 else {
             throw .system(clinux_errno(), "take over the new file", image: name)
         }

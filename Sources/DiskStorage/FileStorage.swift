@@ -10,8 +10,8 @@ public final class FileStorage: Storage {
     let currentIdentity: Locked<FileIdentity>
     public var fileIdentity: FileIdentity? { identity }
     let descriptor: Int32
-    /// Whether ``lockImage()`` was called and ``unlockImage()`` not yet.
-    let holdsImageLock = Locked(false)
+    /// The locks of ``lockImage(isShared:takingOverFrom:)`` that it has.
+    let imageLock = Locked(HeldImageLock())
     /// Whether it ends with this process anyway.
     let isTemporary: Bool
     /// The device's size; 0 for a file.

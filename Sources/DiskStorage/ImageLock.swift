@@ -35,6 +35,16 @@ public struct ImagePermissions: OptionSet, Sendable {
     func contains(bit: Int64) -> Bool { rawValue & 1 << UInt8(bit) != 0 }
 }
 
+/// Which image locks a descriptor has.
+struct HeldImageLock: Sendable {
+    var used: ImagePermissions = []
+    var unshared: ImagePermissions = []
+    /// What it had when another descriptor took over.
+    var passedOn: (used: ImagePermissions, unshared: ImagePermissions)?
+
+    var isHeld: Bool { !used.isEmpty || !unshared.isEmpty }
+}
+
 extension FileStorage {
     /// Takes the image lock of a reader or a writer, for as long as the file is open.
     ///
@@ -45,9 +55,13 @@ extension FileStorage {
     /// of ours come one after the other, by a byte that QEMU does not use, and who is refused looks once more.
     ///
     /// - Parameter isShared: Suffers other writers beside itself.
-    public func lockImage(isShared: Bool = false) throws(DiskError) {
+    /// - Parameter predecessor: Another descriptor of this process for the same file, whose locks this one takes over:
+    ///   all are shared locks, so that both have them for a moment, and nobody else comes in between. Where this
+    ///   throws, the predecessor has them again.
+    public func lockImage(isShared: Bool = false, takingOverFrom predecessor: FileStorage? = nil) throws(DiskError) {
         for attempt in 0... {
-            guard let refusal = try lockOnce(isShared ? [] : .exclusive) else { return }
+            guard let refusal = try lockOnce(isShared ? [] : .exclusive, predecessor) else { return }
+            predecessor?.resumeImageLock()
             unlockImage()
             if attempt == 2 { throw refusal }
             usleep(UInt32.random(in: 2_000...20_000))
@@ -55,7 +69,9 @@ extension FileStorage {
     }
 
     /// One attempt: nil, or who is in the way.
-    private func lockOnce(_ unshared: ImagePermissions) throws(DiskError) -> DiskError? {
+    private func lockOnce(
+        _ unshared: ImagePermissions, _ predecessor: FileStorage?
+    ) throws(DiskError) -> DiskError? {
         if traits.isWritable {
             // Whoever has it gives it back at once; on a file system without locks there is no waiting.
             var waited = 0
@@ -66,11 +82,9 @@ extension FileStorage {
         }
         defer { if traits.isWritable { _ = clinux_ofd_unlock(descriptor, ImagePermissions.turn, 1) } }
         let used: ImagePermissions = traits.isWritable ? .writer : .reader
-        holdsImageLock.withLock { $0 = true }
-        for bit in ImagePermissions.bits {
-            if used.contains(bit: bit) { try take(ImagePermissions.usedBase + bit) }
-            if unshared.contains(bit: bit) { try take(ImagePermissions.unsharedBase + bit) }
-        }
+        try take(used, unshared)
+        // From here on this one's locks keep others out; the predecessor's would look like another process's.
+        predecessor?.passImageLockOn()
         for bit in ImagePermissions.bits {
             let isRefused = used.contains(bit: bit) && isLockedByOther(ImagePermissions.unsharedBase + bit)
             let isDisturbed =
@@ -89,21 +103,42 @@ extension FileStorage {
     /// Gives the image lock back, if it was taken. Closing alone may not do it: a process that is just being started
     /// has the descriptor too, until it runs its own program.
     public func unlockImage() {
-        holdsImageLock.withLock { isHeld in
-            guard isHeld else { return }
-            _ = clinux_ofd_unlock(descriptor, ImagePermissions.usedBase, ImagePermissions.lockLength)
-            isHeld = false
+        imageLock.withLock { lock in
+            if lock.isHeld { _ = clinux_ofd_unlock(descriptor, ImagePermissions.usedBase, ImagePermissions.lockLength) }
+            lock = HeldImageLock()
         }
+    }
+
+    private func passImageLockOn() {
+        let lock = imageLock.withLock { $0 }
+        guard lock.isHeld else { return }
+        unlockImage()
+        imageLock.withLock { $0.passedOn = (lock.used, lock.unshared) }
+    }
+
+    /// Takes back the locks that were passed on to another descriptor, before that gives up its own; without a look at
+    /// others, who could not come in between.
+    public func resumeImageLock() {
+        guard let passedOn = imageLock.withLock({ $0.passedOn }) else { return }
+        try? take(passedOn.used, passedOn.unshared)  // they are shared locks, and were to be had
     }
 
     /// Gives back what a writer has locked and a reader has not, for a file that is only read from now on.
     public func keepReaderLocks() {
-        holdsImageLock.withLock { isHeld in
-            guard isHeld else { return }
+        imageLock.withLock { lock in
             for bit in ImagePermissions.bits
-            where ImagePermissions.writer.contains(bit: bit) && !ImagePermissions.reader.contains(bit: bit) {
+            where lock.used.contains(bit: bit) && !ImagePermissions.reader.contains(bit: bit) {
                 _ = clinux_ofd_unlock(descriptor, ImagePermissions.usedBase + bit, 1)
             }
+            lock.used.formIntersection(.reader)
+        }
+    }
+
+    private func take(_ used: ImagePermissions, _ unshared: ImagePermissions) throws(DiskError) {
+        imageLock.withLock { $0 = HeldImageLock(used: used, unshared: unshared) }
+        for bit in ImagePermissions.bits {
+            if used.contains(bit: bit) { try take(ImagePermissions.usedBase + bit) }
+            if unshared.contains(bit: bit) { try take(ImagePermissions.unsharedBase + bit) }
         }
     }
 

@@ -159,14 +159,14 @@ extension Chain {
         if !skipsEdges { try copyUp(tail, storage, at: place + UInt64(bytes.count)) }
     }
 
-    private func edgeIsZero(_ range: Range<UInt64>, _ kind: Extent.Kind) throws(DiskError) -> Bool {
+    func edgeIsZero(_ range: Range<UInt64>, _ kind: Extent.Kind) throws(DiskError) -> Bool {
         if range.isEmpty || kind == .zero { return true }
         if kind == .encoded || kind == .frozen { return false }
         return try isKnownZero(range.lowerBound, range.upperBound - range.lowerBound, from: 1)
     }
 
     /// Copies what a range holds now to its new place, piece by piece.
-    private func copyUp(_ range: Range<UInt64>, _ storage: UInt16, at fileOffset: UInt64) throws(DiskError) {
+    func copyUp(_ range: Range<UInt64>, _ storage: UInt16, at fileOffset: UInt64) throws(DiskError) {
         guard !range.isEmpty else { return }
         try scratch.withBuffer { (buffer) throws(DiskError) in
             var position = range.lowerBound

@@ -89,7 +89,7 @@ extension Disk {
 
 /// Who shares an image with other writers may not allocate: all its space must be taken.
 private func expectFixed(_ layer: Layer) throws(DiskError) {
-    try LayerRun([layer]).forEachPiece(of: 0..<layer.backend.virtualSize) { (piece, holding) throws(DiskError) in
+    try LayerRun([layer]).forEachPart(of: 0..<layer.backend.virtualSize) { (piece, holding) throws(DiskError) in
         guard holding == .data else {
             throw DiskError(
                 .unsupported,
@@ -114,6 +114,12 @@ struct ChainOpener {
     var locksImages: Bool {
         get { finder.locks }
         set { finder = Self.finder(options, locks: newValue) }
+    }
+
+    /// Open files whose locks pass to those that are opened now, if they are the same files.
+    var predecessors: [FileStorage] {
+        get { finder.predecessors }
+        set { finder.predecessors = newValue }
     }
 
     private static func finder(_ options: DiskOptions, locks: Bool) -> FileFinder {

@@ -25,6 +25,10 @@ public final class Disk: Sendable {
     let opener: ChainOpener?
     /// Held by who changes the chain, all the time that it takes.
     let changing = Locked(())
+    /// Whether the chain was changed since the disk was opened.
+    let hasChangedChain = Locked(false)
+    /// Whether an image may name another parent than the one that it lies over: a change of it failed half way.
+    let hasUncertainLink = Locked(false)
 
     /// The files that are locked and belong to no image: a block cache's.
     private let lockedFiles: [FileStorage]
@@ -230,7 +234,7 @@ public final class Disk: Sendable {
         for layer in chain.layers {
             do throws(DiskError) { try layer.backend.close() } catch { failure = failure ?? error.about(layer.path) }
         }
-        chain.cache?.close()
+        closeCache(of: chain)
         for layer in chain.layers { layer.unlock() }
         for file in lockedFiles { file.unlockImage() }
         if let failure { throw failure }

@@ -138,9 +138,9 @@ private struct DiskComparer {
         let piece = try piece(of: first, position)
         let other = try self.piece(of: second, position)
         let length = min(piece.length, other.length)
-        if piece.kind == .zero, other.kind == .zero { return position + length }
-        if try isSamePlace(piece, other) { return position + length }
-        if options.isStrict, (piece.kind == .zero) != (other.kind == .zero) {
+        if piece.holding != .data, other.holding != .data { return position + length }
+        if isSamePlace(piece, other) { return position + length }
+        if options.isStrict, (piece.holding == .data) != (other.holding == .data) {
             // Whether the bytes differ too does not matter any more.
             result.add(position..<position + length, .allocation, limit: options.rangeLimit)
             isDone = !options.findsAll
@@ -161,20 +161,26 @@ private struct DiskComparer {
 
     private func piece(of disk: Disk, _ position: UInt64) throws(DiskError) -> ChainPiece {
         // Behind the shorter disk's end the other one is compared with zeros.
-        guard position < disk.size else { return ChainPiece(kind: .zero, length: end - position) }
+        guard position < disk.size else {
+            return ChainPiece(offset: position, length: end - position, layer: 0, content: .ended)
+        }
         return try disk.current.chain.piece(at: position, atMost: Self.window)
     }
 
     /// Whether two pieces are the same bytes of the same file.
-    private func isSamePlace(_ piece: ChainPiece, _ other: ChainPiece) throws(DiskError) -> Bool {
-        guard sharesFiles, piece.kind == other.kind, piece.kind != .zero, piece.fileOffset == other.fileOffset,
-            piece.skip == other.skip, let file = first.current.chain.fileIdentity(of: piece),
-            file == second.current.chain.fileIdentity(of: other)
+    private func isSamePlace(_ piece: ChainPiece, _ other: ChainPiece) -> Bool {
+        let (a, b) = (first.current.chain, second.current.chain)
+        guard sharesFiles, let file = a.run.handle(of: piece)?.storage.fileIdentity,
+            file == b.run.handle(of: other)?.storage.fileIdentity
         else { return false }
-        // What is compressed is the same if the same format reads it.
-        return piece.kind == .stored
-            || first.current.chain.layers[piece.layer].backend.format
-                == second.current.chain.layers[other.layer].backend.format
+        return switch (piece.content, other.content) {
+        case (.stored(_, let place), .stored(_, let otherPlace)): place == otherPlace
+        case (.encoded(_, let place, let skip), .encoded(_, let otherPlace, let otherSkip)):
+            // What is compressed is the same if the same format reads it.
+            place == otherPlace && skip == otherSkip
+                && a.layers[piece.layer].backend.format == b.layers[other.layer].backend.format
+        default: false
+        }
     }
 
     // MARK: - Bytes

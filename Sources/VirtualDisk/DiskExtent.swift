@@ -1,4 +1,3 @@
-internal import DiskImage
 internal import DiskStorage
 
 /// A run of bytes of a disk with one origin.
@@ -41,66 +40,27 @@ public struct DiskExtent: Sendable, Equatable {
     }
 }
 
+extension DiskExtent: JoinableRun {}
+
 extension Chain {
     /// Calls `body` with the extents of a range in order, neighbours joined; `body` answers whether to go on.
     func forEachExtent(
         offset: UInt64, length: UInt64, _ body: (DiskExtent) throws(DiskError) -> Bool
     ) throws(DiskError) {
-        var pending: DiskExtent?
-        var wantsMore = true
-        _ = try walk(offset, length, from: 0) { (extent) throws(DiskError) in
-            if let current = pending {
-                if current.isContinued(by: extent) {
-                    pending?.length += extent.length
-                    return true
-                }
-                wantsMore = try body(current)
-            }
-            pending = extent
-            return wantsMore
+        var joiner = RunJoiner<DiskExtent>()
+        let wantsMore = try run.walk(offset..<offset + length) { (piece) throws(DiskError) in
+            try joiner.add(DiskExtent(offset: piece.offset, length: piece.length, source: source(of: piece)), body)
         }
-        if wantsMore, let pending { _ = try body(pending) }
+        if wantsMore { try joiner.end(body) }
     }
 
-    private func walk(
-        _ offset: UInt64, _ length: UInt64, from first: Int, _ body: (DiskExtent) throws(DiskError) -> Bool
-    ) throws(DiskError) -> Bool {
-        var position = offset
-        let end = offset + length
-        guard first < depth else {
-            return try body(DiskExtent(offset: offset, length: length, source: .unallocated))
+    private func source(of piece: ChainPiece) -> DiskExtent.Source {
+        let file = run.handle(of: piece)?.storage.name ?? ""
+        return switch piece.content {
+        case .stored(_, let offset): .data(layer: piece.layer, file: file, offset: offset)
+        case .encoded: .encoded(layer: piece.layer, file: file)
+        case .zero: .zero(layer: piece.layer)
+        case .ended, .absent: .unallocated
         }
-        let layer = reference(first)
-        var batch = ExtentBatch()
-        while position < end {
-            guard position < layer.size else {
-                return try body(DiskExtent(offset: position, length: end - position, source: .unallocated))
-            }
-            batch.removeAll()
-            try layer.map(position, min(end, layer.size) - position, into: &batch)
-            for number in 0..<batch.count {
-                let extent = batch[number]
-                var wantsMore = true
-                switch extent.kind {
-                case .absent:
-                    wantsMore = try walk(position, extent.length, from: first + 1, body)
-                case .zero:
-                    wantsMore = try body(
-                        DiskExtent(offset: position, length: extent.length, source: .zero(layer: first)))
-                case .data, .frozen:
-                    let file = layer.storage(extent.storage).storage.name
-                    let source = DiskExtent.Source.data(layer: first, file: file, offset: extent.fileOffset)
-                    wantsMore = try body(DiskExtent(offset: position, length: extent.length, source: source))
-                case .encoded:
-                    let file = layer.storage(extent.storage).storage.name
-                    wantsMore = try body(
-                        DiskExtent(
-                            offset: position, length: extent.length, source: .encoded(layer: first, file: file)))
-                }
-                guard wantsMore else { return false }
-                position += extent.length
-            }
-        }
-        return true
     }
 }

@@ -21,6 +21,8 @@ struct FileFinder: CompanionOpener {
     var isShareable = false
     /// Whether files will be read from their beginning to their end.
     var isSequential = false
+    /// Open files of this process whose locks pass to those that are opened now, if they are the same files.
+    var predecessors: [FileStorage] = []
     /// The files that were locked, and of which nobody has taken charge yet.
     let locked = Locked<[FileStorage]>([])
     /// The files that were opened, in that order, if they are wanted: what a block cache is bound to.
@@ -96,7 +98,8 @@ struct FileFinder: CompanionOpener {
         let file = try FileStorage(adopting: descriptor, name: name, isWritable: isWritable)
         if isSequential { file.expectSequentialReads() }
         if locks {
-            try file.lockImage(isShared: isShareable)
+            let predecessor = predecessors.first { $0.identity == file.identity }
+            try file.lockImage(isShared: isShareable, takingOverFrom: predecessor)
             locked.withLock { $0.append(file) }
         }
         // Before a byte of it is read, and after no other process writes to it any more that minds locks.

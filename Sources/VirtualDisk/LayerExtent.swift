@@ -1,4 +1,3 @@
-internal import DiskImage
 public import DiskStorage
 
 /// A run of bytes of one image of a chain with one meaning.
@@ -49,55 +48,30 @@ extension Disk {
             guard layer >= 0, layer < chain.depth else {
                 throw DiskError(.invalidArgument, "the disk has \(chain.depth) images, and no number \(layer)")
             }
-            try chain.reference(layer).forEachExtent(offset..<offset + length, body)
+            try chain.forEachExtent(ofLayer: layer, offset..<offset + length, body)
         }
     }
 }
 
-extension LayerReference {
-    fileprivate func forEachExtent(
-        _ range: Range<UInt64>, _ body: (LayerExtent) throws(DiskError) -> Bool
-    ) throws(DiskError) {
-        var pending: LayerExtent?
-        var wantsMore = true
-        func add(_ extent: LayerExtent) throws(DiskError) {
-            if let current = pending {
-                if current.isContinued(by: extent) {
-                    pending?.length += extent.length
-                    return
-                }
-                wantsMore = try body(current)
-            }
-            pending = extent
-        }
-        let end = min(range.upperBound, max(range.lowerBound, size))
-        var position = range.lowerBound
-        var batch = ExtentBatch()
-        while position < end, wantsMore {
-            batch.removeAll()
-            do throws(DiskError) {
-                try map(position, end - position, into: &batch)
-            } catch {
-                throw error.about(object.path)
-            }
-            for number in 0..<batch.count where wantsMore {
-                let extent = batch[number]
-                try add(LayerExtent(offset: position, length: extent.length, content: content(of: extent)))
-                position += extent.length
-            }
-        }
-        if wantsMore, end < range.upperBound {
-            try add(LayerExtent(offset: end, length: range.upperBound - end, content: .absent))
-        }
-        if wantsMore, let pending { _ = try body(pending) }
-    }
+extension LayerExtent: JoinableRun {}
 
-    private func content(of extent: Extent) -> LayerExtent.Content {
-        switch extent.kind {
-        case .absent: .absent
-        case .zero: .zero
-        case .encoded: .encoded(file: storage(extent.storage).storage.name)
-        case .data, .frozen: .data(file: storage(extent.storage).storage.name, offset: extent.fileOffset)
+extension Chain {
+    fileprivate func forEachExtent(
+        ofLayer layer: Int, _ range: Range<UInt64>, _ body: (LayerExtent) throws(DiskError) -> Bool
+    ) throws(DiskError) {
+        let run = LayerRun(layers[layer...layer])
+        var joiner = RunJoiner<LayerExtent>()
+        let wantsMore = try run.walk(range) { (piece) throws(DiskError) in
+            let file = run.handle(of: piece)?.storage.name ?? ""
+            let content: LayerExtent.Content =
+                switch piece.content {
+                case .stored(_, let offset): .data(file: file, offset: offset)
+                case .encoded: .encoded(file: file)
+                case .zero: .zero
+                case .ended, .absent: .absent
+                }
+            return try joiner.add(LayerExtent(offset: piece.offset, length: piece.length, content: content), body)
         }
+        if wantsMore { try joiner.end(body) }
     }
 }

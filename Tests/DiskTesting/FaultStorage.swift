@@ -1,4 +1,5 @@
 public import DiskStorage
+internal import Glibc
 
 /// When a storage fails: the n-th change or flush of all files together, once or for good.
 public final class FaultPlan: Sendable {
@@ -12,11 +13,20 @@ public final class FaultPlan: Sendable {
 
     private let state: Locked<State>
     private let errno: Int32
+    private let kills: Bool
 
     /// Fails event number `event` (from 0; nil: none) with `errno`, and with `lasts` everything after it.
     public init(event: Int?, errno: Int32, lasts: Bool = false) {
         self.errno = errno
+        kills = false
         state = Locked(State(failing: event, lasts: lasts))
+    }
+
+    /// Kills this process instead of event number `event`.
+    public init(killingAt event: Int) {
+        errno = 0
+        kills = true
+        state = Locked(State(failing: event, lasts: false))
     }
 
     /// How many changes and flushes there were.
@@ -39,6 +49,7 @@ public final class FaultPlan: Sendable {
             if fails { state.failures += 1 }
             return fails
         }
+        if fails, kills { kill(getpid(), SIGKILL) }
         if fails { throw .system(errno, doing) }
     }
 }

@@ -64,6 +64,26 @@ struct ChainRebaseTests {
         #expect(try chain.folder.snapshotOfAll() == before)
     }
 
+    /// What the image cannot name is refused before anything is copied.
+    @Test func aParentThatCannotBeNamedIsRefusedAtOnce() throws {
+        let row = try #require(FormatRow.all.first { $0.format == "vdi" })
+        let qcow2 = try #require(FormatRow.all.first { $0.format == "qcow2" })
+        let chain = try TestChain([row, row])
+        let other = try TestChain([qcow2])
+        let before = try chain.folder.snapshotOfAll()
+        let control = OperationControl()
+        var rebase = ChainRebase(chain.path(0), parent: other.path(0))
+        rebase.options.allowedFolders = [other.folder.path]
+        do throws(DiskError) {
+            try rebase.run(control)
+            Issue.record("done instead of refused")
+        } catch {
+            #expect(error.kind == .unsupported && "\(error)".contains("UUID"), "\(error)")
+        }
+        #expect(control.progress.phase.isEmpty)
+        #expect(try chain.folder.snapshotOfAll() == before)
+    }
+
     // MARK: - Snapshots
 
     @Test(arguments: rows) func snapshotsAreNamedInTurn(_ row: FormatRow) throws {

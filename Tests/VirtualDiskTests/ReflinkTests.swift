@@ -51,27 +51,3 @@ struct ReflinkTests {
         }
     }
 }
-
-/// A file system in a file, mounted.
-private final class LoopFileSystem {
-    let path: String
-
-    init(_ type: String, in folder: TemporaryFolder) throws {
-        let file = folder.file("\(type).img")
-        path = folder.file("mounted")
-        try FileStorage(creating: file).setLength(1 << 30)
-        try Peer.run("mkfs.\(type)", "-q", file)
-        try Peer.run("mkdir", path)
-        try Peer.run("mount", "-o", "loop", file, path)
-    }
-
-    /// Bytes that are in use, once everything has its place.
-    func usedBytes() throws -> UInt64 {
-        try Peer.run("sync", "-f", path)
-        var status = statvfs()
-        guard unsafe statvfs(path, &status) == 0 else { throw DiskError.system(errno, "examine the file system") }
-        return (UInt64(status.f_blocks) - UInt64(status.f_bfree)) * UInt64(status.f_frsize)
-    }
-
-    func unmount() { _ = try? Subprocess.run(["umount", path]) }
-}

@@ -9,6 +9,18 @@ extension QEDImage: EditableBackend {
     /// Bytes of a backing file's name at most: QEMU reads no longer ones.
     private static let nameLimit = 1023
 
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError) { _ = try storedName(of: parent) }
+
+    /// How the image names that backing file.
+    private func storedName(of parent: CreateRequest.ParentDescription) throws(DiskError) -> [UInt8] {
+        let name = Array(parent.path.utf8)
+        guard 1...Self.nameLimit ~= name.count else {
+            throw DiskError(
+                .unsupported, "the backing file's path has \(name.count) bytes; \(Self.nameLimit) can be")
+        }
+        return name
+    }
+
     func apply(_ changes: ImageChanges) throws(DiskError) {
         try changes.check(settable: settableFields, of: "QED")
         guard let change = changes.parent else { return }
@@ -18,11 +30,7 @@ extension QEDImage: EditableBackend {
         (new.backingFilenameOffset, new.backingFilenameSize) = (0, 0)
         var name: [UInt8] = []
         if case .image(let parent) = change {
-            name = Array(parent.path.utf8)
-            guard 1...Self.nameLimit ~= name.count else {
-                throw DiskError(
-                    .unsupported, "the backing file's path has \(name.count) bytes; \(Self.nameLimit) can be")
-            }
+            name = try storedName(of: parent)
             new.features.insert(.backingFile)
             if parent.format == "raw" { new.features.insert(.backingFormatNoProbe) }
             new.backingFilenameSize = UInt64(name.count)

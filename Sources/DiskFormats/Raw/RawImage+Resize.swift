@@ -6,6 +6,10 @@ extension RawImage: EditableBackend {
     var settableFields: ImageMetadata.Fields { [] }
     var metadata: ImageMetadata { ImageMetadata() }
 
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError) {
+        throw DiskError(.unsupported, "a raw image cannot store: a parent", image: files[0])
+    }
+
     func apply(_ changes: ImageChanges) throws(DiskError) {
         if case .none? = changes.parent, changes.metadata.fields.isEmpty { return }
         guard !changes.isEmpty else { return }

@@ -6,6 +6,11 @@ extension VDIImage: EditableBackend {
     var metadata: ImageMetadata { stored.withLock { $0.metadata } }
 
     /// The header is one sector, and written at once.
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError) {
+        var changed = stored.withLock { $0 }
+        do throws(DiskError) { try changed.setParent(.image(parent)) } catch { throw error.about(files[0]) }
+    }
+
     func apply(_ changes: ImageChanges) throws(DiskError) {
         guard isWritable else { throw DiskError(.readOnly, "was opened read-only", image: files[0]) }
         try flush()

@@ -17,9 +17,13 @@ extension VHDFixedImage: EditableBackend {
 
     private var storage: any Storage { storages[0].storage }
 
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError) {
+        throw DiskError(.unsupported, "a fixed VHD cannot have a parent")
+    }
+
     func apply(_ changes: ImageChanges) throws(DiskError) {
         try changes.check(settable: settableFields, of: "fixed VHD")
-        if case .image = changes.parent { throw DiskError(.unsupported, "a fixed VHD cannot have a parent") }
+        if case .image(let parent) = changes.parent { try checkParent(parent) }
         guard !changes.metadata.fields.isEmpty else { return }
         var footer = structure.footer
         if let uuid = changes.metadata.uuid { footer.uuid = uuid }

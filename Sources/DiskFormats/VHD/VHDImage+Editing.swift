@@ -19,6 +19,11 @@ extension VHDImage: EditableBackend {
         return metadata
     }
 
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError) {
+        var header = structure.header
+        _ = try header?.setParent(parent, pathsAt: 0)
+    }
+
     func apply(_ changes: ImageChanges) throws(DiskError) {
         var settable = settableFields
         if case .image = changes.parent { settable.insert(.parentUUID) }

@@ -15,6 +15,12 @@ extension VHDXImage: EditableBackend {
         return metadata
     }
 
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError) {
+        var changes = ImageChanges()
+        changes.parent = .image(parent)
+        _ = try newLocator(changes)
+    }
+
     func apply(_ changes: ImageChanges) throws(DiskError) {
         var settable = settableFields
         if case .image = changes.parent { settable.insert(.parentModificationUUID) }

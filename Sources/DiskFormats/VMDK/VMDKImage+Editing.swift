@@ -27,6 +27,11 @@ extension VMDKImage: EditableBackend {
         return metadata
     }
 
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError) {
+        var text = descriptor.withLock { $0.text }
+        try setParent(.image(parent), in: &text)
+    }
+
     func apply(_ changes: ImageChanges) throws(DiskError) {
         guard isWritable else { throw DiskError(.readOnly, "was opened read-only", image: files.first) }
         try flush()

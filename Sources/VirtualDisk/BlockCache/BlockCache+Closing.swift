@@ -9,7 +9,7 @@ extension BlockCache {
             if beginning.hasBegun { return isOn }
             guard isOn else { return false }
             do throws(DiskError) {
-                try VCIFile.write(header(isUnclean: true), to: storage)
+                try VCIFile.write(header(isUnclean: true, identity), to: storage)
                 try storage.flush()
                 if beginning.isStale { try VCIFile.takeSpace(storage, layout, type) }
                 beginning.hasBegun = true
@@ -21,7 +21,7 @@ extension BlockCache {
         }
     }
 
-    private func header(isUnclean: Bool) -> VCIHeader {
+    private func header(isUnclean: Bool, _ identity: CacheIdentity) -> VCIHeader {
         var header = VCIHeader(layout, type: type)
         header.isUnclean = isUnclean
         // Of images whose changes do not show nothing is kept: then it belongs to none.
@@ -31,17 +31,19 @@ extension BlockCache {
         return header
     }
 
-    /// Saves what is where and the order of use. No call follows it.
-    func close() {
+    /// Saves what is where and the order of use. No call follows it. `changed`: what the cached images are now, if this
+    /// process has changed them.
+    func close(as changed: CacheIdentity? = nil) {
         guard isOn else { return }
+        let identity = changed ?? identity
         let hasBegun = beginning.withLock { $0.hasBegun }
         // What was only read changed the order of use.
-        guard hasBegun || index.foundBytes > 0, begin() else { return }
+        guard hasBegun || changed != nil || index.foundBytes > 0, begin() else { return }
         do throws(DiskError) {
             // What is cached of images whose changes do not show would have to be given up at the next opening.
             try VCIFile.save(identity.isReliable ? extents() : [], to: storage, layout)
             try storage.flush()
-            try VCIFile.write(header(isUnclean: false), to: storage)
+            try VCIFile.write(header(isUnclean: false, identity), to: storage)
             try storage.flush()
         } catch {
             report(

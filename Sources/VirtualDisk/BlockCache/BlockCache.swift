@@ -63,12 +63,34 @@ final class BlockCache: @unchecked Sendable {  // words are accessed atomically,
         let chunkSize = layout.chunkBlocks * VCILayout.blockSize
         chunkShift = UInt64(chunkSize.trailingZeroBitCount)
         scratch = ScratchPool(size: Int(chunkSize))
-        let streams = CacheStreams(limit: min(64 << 20, layout.slotCount * chunkSize / 8))
         self.index = index
-        state = Locked(State(streams: streams))
+        state = Locked(State(streams: Self.streams(layout)))
         beginning = Locked(Beginning(isStale: isStale))
         unsafe off = .allocate(capacity: 1)
         unsafe off.initialize(to: 0)
+    }
+
+    private static func streams(_ layout: VCILayout) -> CacheStreams {
+        let size = layout.slotCount * layout.chunkBlocks * VCILayout.blockSize
+        return CacheStreams(limit: min(64 << 20, size / 8))
+    }
+
+    /// Takes the place of another one, which nobody uses any more, in front of other images. Without `keepsContent`
+    /// these show something else, and nothing is cached.
+    init(_ other: BlockCache, source: Chain, keepsContent: Bool) {
+        (storage, layout, type, identity) = (other.storage, other.layout, other.type, other.identity)
+        (report, path, descriptor, chunkShift) = (other.report, other.path, other.descriptor, other.chunkShift)
+        (self.source, scratch) = (source, other.scratch)
+        if keepsContent, source.size == other.source.size {
+            (index, state, beginning) = (other.index, other.state, other.beginning)
+        } else {
+            index = CacheIndex(slotCount: Int(layout.slotCount))
+            state = Locked(State(streams: Self.streams(layout)))
+            let hasBegun = other.beginning.withLock { $0.hasBegun }
+            beginning = Locked(Beginning(hasBegun: hasBegun, isStale: true))
+        }
+        unsafe off = .allocate(capacity: 1)
+        unsafe off.initialize(to: other.isOn ? 0 : 1)
     }
 
     deinit { unsafe off.deallocate() }

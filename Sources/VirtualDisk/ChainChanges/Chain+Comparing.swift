@@ -8,7 +8,7 @@ extension Chain {
         guard size == other.size else { return false }
         control.begin("comparing", total: size)
         var isSame = true
-        try run.forEachPiece(of: 0..<size) { (piece, holding) throws(DiskError) in
+        try run.forEachPart(of: 0..<size) { (piece, holding) throws(DiskError) in
             control.advance(to: piece.lowerBound)
             if holding != .nothing { isSame = try isEqual(to: other, in: piece, control) }
             return isSame

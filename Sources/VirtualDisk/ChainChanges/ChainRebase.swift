@@ -37,10 +37,22 @@ public struct ChainRebase: Sendable {
         try refuseCircle(options)
         let upper = try OpenedChain(path, options, writable: [0], withParents: !isUnsafe)
         try upper.use { () throws(DiskError) in
-            _ = try upper.editable(0, to: "name another parent")
+            try checkParent(upper, options)
             if !isUnsafe { try copyDifferences(upper, options, control) }
         }
         try relink(options)
+    }
+
+    /// Refuses, before anything is changed, a parent that the image cannot have.
+    private func checkParent(_ upper: OpenedChain, _ options: DiskOptions) throws(DiskError) {
+        let backend = try upper.editable(0, to: "name another parent")
+        guard let parent else { return }
+        var options = options
+        options.format = parentFormat
+        options.locksImages = false
+        let lower = try ChainOpener(options: options).open(parent, mode: .information, withParents: true)
+        let description = NewImage.describe(lower[...], for: backend.files.first ?? path)
+        do throws(DiskError) { try backend.checkParent(description) } catch { throw error.about(path) }
     }
 
     /// The new parent with all below it.

@@ -11,6 +11,7 @@ struct DifferenceCopy {
     /// The images of both that the other has not: elsewhere they cannot differ, but for the ends of the disks.
     let oldRun: LayerRun
     let newRun: LayerRun
+    private let cloner = RangeCloner()
     private let buffers = ScratchPool(size: Self.piece)
 
     private static let piece = 1 << 20
@@ -31,8 +32,8 @@ struct DifferenceCopy {
             try control.checkCancelled()
             let start = max(position, next / UInt64(Self.piece) * UInt64(Self.piece))
             let end = min(target.size, start + (UInt64(Self.piece) - start % UInt64(Self.piece)))
-            try LayerRun([target.layers[0]]).forEachPiece(of: start..<end) { (piece, holding) throws(DiskError) in
-                if holding == .nothing { try compare(piece) }
+            try LayerRun([target.layers[0]]).forEachPart(of: start..<end) { (part, holding) throws(DiskError) in
+                if holding == .nothing { try copy(part) }
                 return true
             }
             control.advance(to: end)
@@ -51,8 +52,18 @@ struct DifferenceCopy {
         return second ?? first
     }
 
-    private func compare(_ range: Range<UInt64>) throws(DiskError) {
-        if try Chain.isZero(old, range), try Chain.isZero(new, range) { return }
+    private func copy(_ range: Range<UInt64>) throws(DiskError) {
+        guard try Chain.isZero(new, range) else { return try copyWhatDiffers(range) }
+        guard let old else { return }
+        // All that the old parent shows differs, but for zeros.
+        try cloner.share(range, of: old.run, into: target) { (_) throws(DiskError) in
+        } bytes: { (bytes) throws(DiskError) in
+            try copyWhatDiffers(bytes)
+        }
+    }
+
+    /// Reads what both parents show, and copies the blocks in which they differ.
+    private func copyWhatDiffers(_ range: Range<UInt64>) throws(DiskError) {
         try buffers.withBuffer { (buffer) throws(DiskError) in
             try buffers.withBuffer { (otherBuffer) throws(DiskError) in
                 let length = Int(range.upperBound - range.lowerBound)
@@ -60,19 +71,37 @@ struct DifferenceCopy {
                 let other = otherBuffer.slice(0, length)
                 try Self.read(old, into: mine, at: range.lowerBound)
                 try Self.read(new, into: other, at: range.lowerBound)
+                var differing: Range<UInt64>?
                 try forEachBlock(of: range) { (block) throws(DiskError) in
                     let part = (Int(block.lowerBound - range.lowerBound), Int(block.upperBound - block.lowerBound))
-                    let bytes = mine.slice(part.0, part.1).readOnly
-                    if bytes.isEqual(to: other.slice(part.0, part.1).readOnly) { return }
-                    try target.beginWriting()
-                    if bytes.isZero {
-                        try target.maskZeros(block, over: new)
-                    } else {
-                        try target.writeLocked(bytes, at: block.lowerBound)
-                    }
+                    let isSame = mine.slice(part.0, part.1).readOnly.isEqual(to: other.slice(part.0, part.1).readOnly)
+                    if !isSame { differing = (differing?.lowerBound ?? block.lowerBound)..<block.upperBound }
+                    guard let run = differing, isSame || block.upperBound == range.upperBound else { return }
+                    differing = nil
+                    try copy(
+                        run, mine.slice(Int(run.lowerBound - range.lowerBound), Int(run.upperBound - run.lowerBound)))
                 }
             }
         }
+    }
+
+    /// Copies a range of which the old parent shows these bytes.
+    private func copy(_ range: Range<UInt64>, _ buffer: IOBuffer) throws(DiskError) {
+        func write(_ part: Range<UInt64>) throws(DiskError) {
+            try forEachBlock(of: part) { (block) throws(DiskError) in
+                let bytes = buffer.slice(
+                    Int(block.lowerBound - range.lowerBound), Int(block.upperBound - block.lowerBound)
+                ).readOnly
+                try target.beginWriting()
+                if bytes.isZero {
+                    try target.maskZeros(block, over: new)
+                } else {
+                    try target.writeLocked(bytes, at: block.lowerBound)
+                }
+            }
+        }
+        guard let old, !buffer.readOnly.isZero else { return try write(range) }
+        try cloner.share(range, of: old.run, into: target, absentIsZero: true, zeros: write, bytes: write)
     }
 
     /// The pieces of a range that lie in one block of the image each.

@@ -23,6 +23,7 @@ struct LayerCopy: Sendable {
     /// The locks of the disk that the target belongs to, with regions that are no smaller than the target's blocks.
     let locks: RegionLocks
     private let source: Chain
+    private let cloner = RangeCloner()
     private let buffers: ScratchPool
     private let bufferSize: Int
 
@@ -102,27 +103,23 @@ struct LayerCopy: Sendable {
         switch direction {
         case .downwards: try copyHeld(range, &comparison)
         case .upwards:
-            try LayerRun([target.layers[0]]).forEachPiece(of: range) { (piece, holding) throws(DiskError) in
-                if holding == .nothing { try copyHeld(piece, &comparison) }
+            try LayerRun([target.layers[0]]).forEachPart(of: range) { (part, holding) throws(DiskError) in
+                if holding == .nothing { try copyHeld(part, &comparison) }
                 return true
             }
         }
     }
 
     private func copyHeld(_ range: Range<UInt64>, _ comparison: inout Comparison) throws(DiskError) {
-        try run.forEachPiece(of: range) { (piece, holding) throws(DiskError) in
-            switch holding {
-            case .nothing: break
-            case .data: try copyData(piece, &comparison)
-            case .zero:
-                try target.beginWriting()
-                if direction == .upwards {
-                    try target.maskZeros(piece, over: below)
-                } else {
-                    try target.discardLocked(piece.lowerBound, piece.upperBound - piece.lowerBound)
-                }
+        try cloner.share(range, of: run, into: target) { (zeros) throws(DiskError) in
+            try target.beginWriting()
+            if direction == .upwards {
+                try target.maskZeros(zeros, over: below)
+            } else {
+                try target.discardLocked(zeros.lowerBound, zeros.upperBound - zeros.lowerBound)
             }
-            return true
+        } bytes: { (bytes) throws(DiskError) in
+            try copyData(bytes, &comparison)
         }
     }
 

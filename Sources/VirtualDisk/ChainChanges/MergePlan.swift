@@ -53,15 +53,11 @@ struct MergePlan {
                 .unsupported, "the format \(layers[target].backend.format) cannot give its disk another size",
                 image: layers[target].path)
         }
-        guard let relinked, let newParent else { return }
-        let link = layers[relinked].backend.parentLink
-        guard let link, link.paths.isEmpty, link.hasIdentity, layers[newParent].backend.identity.uuid == nil else {
+        guard let relinked, let newParent, let backend = layers[relinked].backend as? any EditableBackend else {
             return
         }
-        throw DiskError(
-            .unsupported,
-            "knows its parent by a UUID alone, and \(layers[newParent].path) has none: it cannot be put over it",
-            image: layers[relinked].path)
+        let parent = NewImage.describe(layers[newParent...], for: path(relinked))
+        do throws(DiskError) { try backend.checkParent(parent) } catch { throw error.about(path(relinked)) }
     }
 
     /// An overlay knows an image that has no identity by the time of its last change: written to, it would not be that
@@ -93,7 +89,7 @@ struct MergePlan {
             let backend = try chain.editable(target, to: "make its disk larger")
             if showsMore, let upper = chain.chain(from: source, isWritable: true) {
                 let below = chain.chain(from: target + 1)
-                try LayerRun(chain.layers[source..<target]).forEachPiece(of: size(target)..<size(source)) {
+                try LayerRun(chain.layers[source..<target]).forEachPart(of: size(target)..<size(source)) {
                     (piece, holding) throws(DiskError) in
                     guard holding == .nothing else { return true }
                     try upper.beginWriting()

@@ -1,0 +1,182 @@
+import DiskImage
+import DiskStorage
+import DiskTesting
+import Testing
+import VirtualDisk
+
+/// Open disks whose chain changes only in part: those with an overlay or a block cache; and the locks of their images.
+@Suite(.serialized) struct LiveLimitTests {
+    static let rows = ChainMergeTests.rows
+    private static let size = 12 << 20
+
+    private func chain(_ row: FormatRow) throws -> TestChain {
+        try TestChain([row, row, row, row], sizes: [Self.size, Self.size, Self.size, Self.size])
+    }
+
+    // MARK: - Overlays
+
+    @Test(arguments: rows) func imagesBelowAnOverlayAreMerged(_ row: FormatRow) throws {
+        for pair in [(1, 2), (2, 3), (1, 4), (3, 2), (4, 1), (2, 1)] {
+            let chain = try chain(row)
+            var options = row.options(isWritable: false)
+            options.overlay = .temporary(folder: chain.folder.path)
+            let disk = try Disk.open(chain.path(0), options: options)
+            _ = try Guests.beside(disk, chain.models[0], isWriting: true) { () throws(DiskError) in
+                _ = try disk.merge(pair.0, into: pair.1)
+            }
+            try disk.close()
+            var images = Array(0..<4)
+            let (source, target) = (pair.0 - 1, pair.1 - 1)
+            images.removeSubrange(source < target ? source..<target : target + 1..<source + 1)
+            try chain.expectShown(
+                images[0], chain.models[0], below: images.dropFirst().map { chain.rows[$0] }, "\(row.format), \(pair)")
+        }
+    }
+
+    /// One with a name is opened again, over the image that it records.
+    @Test(arguments: rows) func anOverlayWithANameKnowsItsImage(_ row: FormatRow) throws {
+        let hasIdentity = !["qcow2", "qed"].contains(row.format)
+        for (source, target, isDone) in [
+            (3, 2, true), (4, 2, true), (2, 3, hasIdentity), (3, 1, hasIdentity), (1, 2, false), (0, 1, false),
+            (2, 0, false),
+        ] {
+            let chain = try chain(row)
+            var options = row.options(isWritable: false)
+            options.overlay = .file(chain.folder.file("kept"))
+            var disk = try Disk.open(chain.path(0), options: options)
+            var model = chain.models[0]
+            try disk.write([1, 2, 3, 4], at: 70_001)
+            model.write([1, 2, 3, 4], at: 70_001)
+            let before = disk.layers.map(\.path)
+            do throws(DiskError) {
+                _ = try disk.merge(source, into: target)
+                #expect(isDone, "\(row.format), \(source) into \(target): done")
+            } catch {
+                #expect(
+                    !isDone && error.kind == .unsupported && "\(error)".contains("overlay"),
+                    "\(row.format), \(source) into \(target): \(error)")
+                #expect(disk.layers.map(\.path) == before)
+            }
+            #expect(throws: DiskError.self) { _ = try disk.makeSnapshot() }
+            #expect(throws: DiskError.self) { try disk.popTop() }
+            #expect(try model.mistake(of: disk, in: 0..<model.size) == nil)
+            try disk.close()
+            disk = try Disk.open(chain.path(0), options: options)
+            #expect(try model.mistake(of: disk, in: 0..<model.size) == nil)
+            #expect(disk.layers.count == (isDone ? 5 - abs(source - target) : 5))
+            try disk.close()
+        }
+    }
+
+    // MARK: - Block caches
+
+    /// What is cached stays where it is still right, also after the disk was closed.
+    @Test(arguments: rows, [false, true]) func aBlockCacheStaysRight(_ row: FormatRow, _ isWritable: Bool) throws {
+        for (source, target) in [(2, 3), (3, 1), (1, 2), (0, 1), (0, 3), (1, 0), (3, 0)] {
+            let chain = try chain(row)
+            let cache = chain.folder.file("cache.vci")
+            var options = row.options(isWritable: isWritable)
+            options.cache = CacheOptions(path: cache, size: 32 << 20) { _ in }
+            let disk = try Disk.open(chain.path(0), options: options)
+            var model = chain.models[0]
+            let context = "\(row.format), \(source) into \(target)"
+            #expect(try model.mistake(of: disk, in: 0..<model.size) == nil, "\(context)")
+            let before = try #require(disk.blockCacheUse)
+            #expect(before.cachedBytes > 0)
+            model = try Guests.beside(disk, model, isWriting: isWritable) { () throws(DiskError) in
+                _ = try disk.merge(source, into: target)
+            }
+            let after = try #require(disk.blockCacheUse)
+            let keeps = !isWritable || source > 0 && target > 0
+            #expect(keeps ? after.cachedBytes >= before.cachedBytes : after.cachedBytes < before.cachedBytes)
+            #expect(try model.mistake(of: disk, in: 0..<model.size) == nil, "\(context), merged")
+            if isWritable {
+                let path = try disk.makeSnapshot()
+                #expect(try model.mistake(of: disk, in: 0..<model.size) == nil, "\(context), a snapshot")
+                try disk.popTop(deletingFiles: true)
+                #expect(disk.layers.allSatisfy { $0.path != path })
+                #expect(try model.mistake(of: disk, in: 0..<model.size) == nil, "\(context), without it")
+            }
+            let top = disk.layers[0].path
+            let depth = disk.layers.count
+            try disk.close()
+            try VCI.expectSound(cache, context)
+            let again = try Disk.open(top, options: options)
+            #expect(try model.mistake(of: again, in: 0..<model.size) == nil, "\(context), opened again")
+            if let use = again.blockCacheUse, depth > 1 || !isWritable {
+                #expect(use.hitBytes > 0 && use.missBytes == 0, "\(context): \(use)")
+            }
+            try again.close()
+        }
+    }
+
+    // MARK: - Locks
+
+    /// A reader becomes a writer, and a writer a reader, and nobody comes in between.
+    @Test func locksPassOnWithoutAGap() throws {
+        let folder = try TemporaryFolder()
+        let path = try folder.write([1, 2, 3], to: "image")
+        let isEnding = Locked(false)
+        let intruders = Locked(0)
+        onThreads(2) { number in
+            guard number == 0 else {
+                while !isEnding.withLock({ $0 }) {
+                    guard let file = try? FileStorage(path: path, isWritable: true) else { continue }
+                    if (try? file.lockImage()) != nil { intruders.withLock { $0 += 1 } }
+                    file.unlockImage()
+                }
+                return
+            }
+            defer { isEnding.withLock { $0 = true } }
+            guard let reader = try? FileStorage(path: path, isWritable: false), (try? reader.lockImage()) != nil else {
+                return
+            }
+            for _ in 0..<100 {
+                guard let writer = try? FileStorage(path: path, isWritable: true),
+                    (try? writer.lockImage(takingOverFrom: reader)) != nil
+                else { continue }
+                // And back, in the same way.
+                while (try? reader.lockImage(takingOverFrom: writer)) == nil {}
+            }
+        }
+        #expect(intruders.withLock { $0 } == 0)
+    }
+
+    /// Another reader is in the way: the image stays locked as it was.
+    @Test func locksThatCannotPassOnStay() throws {
+        let folder = try TemporaryFolder()
+        let path = try folder.write([1, 2, 3], to: "image")
+        let reader = try FileStorage(path: path, isWritable: false)
+        let other = try FileStorage(path: path, isWritable: false)
+        try reader.lockImage()
+        try other.lockImage()
+        let writer = try FileStorage(path: path, isWritable: true)
+        #expect(throws: DiskError.self) { try writer.lockImage(takingOverFrom: reader) }
+        other.unlockImage()
+        let third = try FileStorage(path: path, isWritable: true)
+        #expect(throws: DiskError.self) { try third.lockImage() }
+        try writer.lockImage(takingOverFrom: reader)
+        #expect(throws: DiskError.self) { try other.lockImage() }
+        reader.unlockImage()
+        #expect(throws: DiskError.self) { try third.lockImage() }
+        writer.unlockImage()
+        try third.lockImage()
+    }
+
+    /// Another process reads an image that is to be written: it is refused, and the disk goes on, locked as it was.
+    @Test func aReaderElsewhereIsNotDisturbed() throws {
+        let row = try #require(FormatRow.all.first { $0.format == "qcow2" })
+        let chain = try chain(row)
+        let disk = try Disk.open(chain.path(0), options: row.options(isWritable: true))
+        let reader = try Disk.open(chain.path(2), options: row.options(isWritable: false))
+        #expect(throws: DiskError.self) { _ = try disk.merge(1, into: 2) }
+        #expect(try chain.models[0].mistake(of: disk, in: 0..<Self.size) == nil)
+        try reader.close()
+        #expect(throws: DiskError.self) {
+            _ = try Disk.open(chain.path(2), options: row.options(isWritable: true))
+        }
+        _ = try disk.merge(1, into: 2)
+        try disk.close()
+        try chain.expectShown(0, chain.models[0], below: [row, row], "merged")
+    }
+}
