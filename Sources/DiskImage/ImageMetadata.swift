@@ -99,23 +99,17 @@ public protocol EditableBackend: ImageBackend {
     /// Gives the disk another size in bytes, durably; ``ImageBackend/virtualSize`` is the new one afterwards, or, where
     /// it is fixed for as long as the image is open, when it is opened again.
     ///
-    /// New bytes are absent (zeros in a base, and in what has no layers). Of a disk that gets smaller the blocks that
-    /// end up outside are given up; the caller has made sure that nothing of worth is in them.
-    /// ``DiskError/Kind/unsupported`` where this image cannot have that size.
-    func resize(to size: UInt64) throws(DiskError)
-
-    /// ``resize(to:)`` for a disk that gets larger over a parent's disk of `parentEnd` bytes, which is larger than it
-    /// was: the new bytes hide the parent's, and read as zeros. Where the disk ends inside a block, this image holds
-    /// that block, or its parent has zeros behind the disk's end up to the end of the block.
+    /// New bytes are absent (zeros in a base, and in what has no layers), but for those in front of `parentEnd`, which
+    /// hide a parent's: they read as zeros at every moment from when the disk is larger. Where the disk ended inside a
+    /// block, the caller has made sure that this image holds that block, or that its parent has zeros behind the disk's
+    /// end up to the end of the block.
     ///
-    /// Answers whether they do at every moment from when the disk is larger. False: they are the parent's still, and
-    /// the caller makes them zeros when it has opened the image again.
-    func grow(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) -> Bool
+    /// Of a disk that gets smaller the blocks that end up outside are given up; the caller has made sure that nothing of
+    /// worth is in them. ``DiskError/Kind/unsupported`` where this image cannot have that size.
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError)
 }
 
 extension EditableBackend {
-    public func grow(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) -> Bool {
-        try resize(to: size)
-        return false
-    }
+    /// Gives the disk another size; nothing of a parent is hidden.
+    public func resize(to size: UInt64) throws(DiskError) { try resize(to: size, hidingParentUpTo: 0) }
 }

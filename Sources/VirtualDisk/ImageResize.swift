@@ -67,12 +67,6 @@ public struct ImageResize: Sendable {
             throw error
         }
         try disk.close(movingBlocks: false)
-        if let range = plan.unhidden {
-            // What this format cannot do at once.
-            let larger = try openDisk()
-            try larger.discard(offset: range.lowerBound, length: range.upperBound - range.lowerBound)
-            try larger.close()
-        }
         return Outcome(oldSize: old, newSize: plan.newSize, hasStrayBackupTable: plan.hasStrayBackupTable)
     }
 
@@ -91,19 +85,11 @@ public struct ImageResize: Sendable {
     // MARK: - What is to be done
 
     /// What is to be done, when nothing speaks against it.
-    private final class Plan {
+    private struct Plan {
         let newSize: UInt64
         let hasStrayBackupTable: Bool
         /// Where the parents' disk ends that must not be seen behind the former end; 0: nothing of it would be.
         let hiddenEnd: UInt64
-        /// What the larger disk shows of its parents when it has its size, and must not.
-        private(set) var unhidden: Range<UInt64>?
-
-        init(newSize: UInt64, hasStrayBackupTable: Bool, hiddenEnd: UInt64) {
-            self.newSize = newSize
-            self.hasStrayBackupTable = hasStrayBackupTable
-            self.hiddenEnd = hiddenEnd
-        }
 
         func apply(to disk: Disk) throws(DiskError) {
             guard newSize != disk.size, let image = disk.current.chain.layers[0].backend as? any EditableBackend else {
@@ -111,7 +97,7 @@ public struct ImageResize: Sendable {
             }
             guard hiddenEnd > disk.size else { return try image.resize(to: newSize) }
             try disk.holdLastBlock()
-            if try !image.grow(to: newSize, hidingParentUpTo: hiddenEnd) { unhidden = disk.size..<hiddenEnd }
+            try image.resize(to: newSize, hidingParentUpTo: hiddenEnd)
         }
     }
 
@@ -217,7 +203,8 @@ extension Disk {
     /// there: what lies behind the disk's end in that block can then be made zeros.
     fileprivate func holdLastBlock() throws(DiskError) {
         let unit = UInt64(sectorSize ?? 512)
-        guard blockSize > 0, size % blockSize != 0, size >= unit else { return }
+        // (One block as large as the disk stands for blocks that end anywhere.)
+        guard blockSize > 0, size % blockSize != 0 || size == blockSize, size >= unit else { return }
         var batch = ExtentBatch()
         try current.chain.top.map(size - unit, unit, into: &batch)
         guard batch[0].kind == .absent else { return }

@@ -28,6 +28,8 @@ struct FormatRow: Sendable, CustomTestStringConvertible {
     var theirs: [String] = []
     /// How we make a child; nil: the format names no parents.
     var child: Making?
+    /// Other ways to make one, whose changes of size are not alike.
+    var otherChildren: [Making] = []
     /// Whether a child knows its parent by UUID alone, so that it can only be made over one that has a UUID.
     var linksByUUIDAlone = false
     /// The formats (ours) of parents with which QEMU reads our children as we do.
@@ -79,7 +81,13 @@ extension FormatRow {
             "subformat=monolithicSparse", "subformat=monolithicFlat", "subformat=twoGbMaxExtentSparse",
             "subformat=twoGbMaxExtentFlat", "subformat=monolithicSparse,zeroed_grain=on",
         ],
-        child: Making(), peerParents: ["vmdk"])
+        child: Making(),
+        otherChildren: [
+            Making(blockSize: 8192, options: ["zeroed-grain": "on"]),
+            Making(variant: "split", options: ["split-size": "1048576"]),
+            Making(variant: "esx-sparse", blockSize: 4096),
+        ],
+        peerParents: ["vmdk"])
 
     private static let vdi = FormatRow(
         format: "vdi", peer: "vdi",

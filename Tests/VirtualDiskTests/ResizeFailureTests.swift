@@ -29,14 +29,7 @@ import Testing
                 row.format == "vhdx" || image.isFlat || row.format == "qed" || making.variant == "split"
             cases.append(Case(image: image, isChild: false, newSize: isLong ? 6 << 20 : 12 << 30))
         }
-        // Children of these formats hide what a larger parent has behind their former end only after they have grown:
-        // see the manual page.
-        guard row.child != nil, !["vmdk", "vdi"].contains(row.format) else { return cases }
-        for making in [row.ours.first ?? row.dense, row.dense] {
-            let image = ResizedImage.Case(row: row, making: making)
-            cases.append(Case(image: image, isChild: true, newSize: 7 << 20))
-        }
-        return cases
+        return cases + ResizedImage.chains(of: row).map { Case(image: $0, isChild: true, newSize: 7 << 20) }
     }
 
     private static let parentSize = 5 << 20

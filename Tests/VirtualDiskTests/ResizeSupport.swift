@@ -12,8 +12,12 @@ struct ResizedImage {
     struct Case: Sendable, CustomTestStringConvertible {
         let row: FormatRow
         let making: FormatRow.Making
+        /// How a child is made over it; nil: the usual way, with blocks as large.
+        var child: FormatRow.Making?
         var testDescription: String {
-            FormatMatrixTests.Case(row: row, making: making, peerOptions: "").testDescription
+            [making, child].compactMap { $0 }.map {
+                FormatMatrixTests.Case(row: row, making: $0, peerOptions: "").testDescription
+            }.joined(separator: " under ")
         }
 
         /// Whether all of the disk takes space in the file.
@@ -25,6 +29,13 @@ struct ResizedImage {
     /// All formats whose disks get other sizes.
     static let rows = FormatRow.all.filter { row in
         ImageFormats.all.contains { $0.name == row.format && $0.capabilities.contains("resize") }
+    }
+
+    /// A format's parents, and children over them.
+    static func chains(of row: FormatRow) -> [Case] {
+        guard row.child != nil, let usual = row.ours.first else { return [] }
+        return [Case(row: row, making: usual), Case(row: row, making: row.dense)]
+            + row.otherChildren.map { Case(row: row, making: usual, child: $0) }
     }
 
     static let cases = rows.flatMap { row in row.ours.map { Case(row: row, making: $0) } }
@@ -50,13 +61,13 @@ struct ResizedImage {
         (base.variant, base.blockSize, base.options) = (test.making.variant, test.making.blockSize, test.making.options)
         try base.create()
         try Self.fill(base.path, row, &model, using: &generator)
-        guard parentSize != nil, let child = row.child else {
+        guard parentSize != nil, let child = test.child ?? row.child else {
             path = base.path
             return
         }
         var top = NewImage(path: folder.file(row.file("top")))
         (top.variant, top.blockSize, top.options) = (child.variant, child.blockSize, child.options)
-        if test.making.variant == nil { top.blockSize = test.making.blockSize }
+        if test.child == nil, test.making.variant == nil { top.blockSize = test.making.blockSize }
         (top.parent, top.size) = (base.path, UInt64(size))
         try top.create()
         model = model.resized(to: size)

@@ -109,9 +109,7 @@ struct ResizeTests {
 
     // MARK: - Chains
 
-    static let chains = ResizedImage.rows.filter { $0.child != nil && !$0.ours.isEmpty }.flatMap { row in
-        [row.ours[0], row.dense].map { ResizedImage.Case(row: row, making: $0) }
-    }
+    static let chains = ResizedImage.rows.flatMap(ResizedImage.chains(of:))
 
     /// What the parent holds behind the child's end is not seen when the child becomes larger.
     @Test(arguments: chains) func growsOverALargerParent(_ test: ResizedImage.Case) throws {

@@ -7,14 +7,7 @@ internal import DiskStorage
 /// A larger disk first gets a longer L1 table, then entries for what must hide the parent's bytes, then its size. A
 /// smaller one first gets its size, and then what lies behind its end is given up.
 extension QCOW2Image {
-    func resize(to size: UInt64) throws(DiskError) { try setSize(size, hidingUpTo: 0) }
-
-    func grow(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) -> Bool {
-        try setSize(size, hidingUpTo: parentEnd)
-        return true
-    }
-
-    private func setSize(_ size: UInt64, hidingUpTo parentEnd: UInt64) throws(DiskError) {
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) {
         try checkResizable(storages[0].storage)
         let needed = try checkSize(size)
         let old = header.size

@@ -67,14 +67,7 @@ extension QEDImage: EditableBackend {
 
 /// Another size of the disk: a field of the header. The L1 table reaches as far as it was made for.
 extension QEDImage {
-    func resize(to size: UInt64) throws(DiskError) { try setSize(size, hidingUpTo: 0) }
-
-    func grow(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) -> Bool {
-        try setSize(size, hidingUpTo: parentEnd)
-        return true
-    }
-
-    private func setSize(_ size: UInt64, hidingUpTo parentEnd: UInt64) throws(DiskError) {
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) {
         try checkResizable(storages[0].storage)
         let limit = QEDHeader.imageSizeLimit(clusterSize: header.clusterSize, tableSize: header.tableSize)
         guard size > 0, size % 512 == 0, size <= limit else {

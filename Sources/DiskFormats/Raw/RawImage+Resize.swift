@@ -17,7 +17,8 @@ extension RawImage: EditableBackend {
         throw DiskError(.unsupported, "a raw image cannot store: \(what)", image: files[0])
     }
 
-    func resize(to size: UInt64) throws(DiskError) {
+    /// (There is no parent that could be hidden.)
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) {
         let storage = storages[0].storage
         guard isWritable else { throw DiskError(.readOnly, "was opened read-only", image: files[0]) }
         guard !storage.traits.hasFixedLength else {

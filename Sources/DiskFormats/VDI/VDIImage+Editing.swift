@@ -37,14 +37,18 @@ extension VDIImage: EditableBackend {
         stored.withLock { $0 = changed }
     }
 
-    func resize(to size: UInt64) throws(DiskError) {
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) {
         guard isWritable else { throw DiskError(.readOnly, "was opened read-only", image: files[0]) }
         try flush()
         if space.hasChanges, try space.settleCount() { try flush() }
         // From here on the file is not what the tables in memory are of.
         isResized.withLock { $0 = true }
         var resizer = try VDIResizer(storages[0].storage)
-        do throws(DiskError) { try resizer.resize(to: size) } catch { throw error.about(files[0]) }
+        do throws(DiskError) {
+            try resizer.resize(to: size, hidingUpTo: parentEnd)
+        } catch {
+            throw error.about(files[0])
+        }
         stored.withLock { $0 = resizer.header }
     }
 }

@@ -20,7 +20,8 @@ struct VDIResizer {
         header = try VDIHeader(parsing: storage.availableBytes(at: 0, count: VDIHeader.byteCount, for: .header))
     }
 
-    mutating func resize(to size: UInt64) throws(DiskError) {
+    /// What is new hides what a parent has in front of `hidden`.
+    mutating func resize(to size: UInt64, hidingUpTo hidden: UInt64) throws(DiskError) {
         guard size > 0, size % 512 == 0 else {
             throw DiskError(.unsupported, "the size must be a multiple of 512 bytes, not \(size)")
         }
@@ -36,14 +37,18 @@ struct VDIResizer {
                 "a VDI of version \(header.versionName) has its blocks right behind its block map, which can have no "
                     + "other size: convert it first")
         }
-        if size > header.virtualSize { try grow(to: size, max(count, header.blockCount)) }
+        if size > header.virtualSize {
+            try grow(to: size, max(count, header.blockCount), hidingUpTo: min(size, hidden))
+        }
         if size < header.virtualSize { try shrink(to: size, count) }
     }
 
     // MARK: - Growing
 
-    private mutating func grow(to size: UInt64, _ count: UInt64) throws(DiskError) {
+    private mutating func grow(to size: UInt64, _ count: UInt64, hidingUpTo hidden: UInt64) throws(DiskError) {
         try clearBehindEnd()
+        let zeroEnd = hidden.dividedRoundingUp(by: header.blockSize)
+        try hideParent(inBlocksUpTo: zeroEnd)
         var new = header
         new.setSize(size, blockCount: count)
         let length = try storage.length()
@@ -65,7 +70,7 @@ struct VDIResizer {
                 try makeRoom(max(places, shift), isAllocated: false)
             }
             try storage.flush()
-            try writeMap(new, shift: shift, firstNew: header.type == .fixed ? firstNew : nil)
+            try writeMap(new, shift: shift, firstNew: header.type == .fixed ? firstNew : nil, zeroEnd: zeroEnd)
             if shift > 0 || header.type == .fixed {
                 new.allocatedBlocks = UInt32(truncatingIfNeeded: places - min(shift, places))
             }
@@ -142,8 +147,11 @@ struct VDIResizer {
         }
     }
 
-    /// Writes the entries that the new map has, at its place: those of the old one, and the new blocks'.
-    private func writeMap(_ new: VDIHeader, shift: UInt64, firstNew: UInt64?) throws(DiskError) {
+    /// Writes the entries that the new map has, at its place: those of the old one, and the new blocks', which are
+    /// zeros up to the block `zeroEnd`.
+    private func writeMap(
+        _ new: VDIHeader, shift: UInt64, firstNew: UInt64?, zeroEnd: UInt64
+    ) throws(DiskError) {
         var first = new.mapOffset == header.mapOffset ? header.blockCount : 0
         while first < new.blockCount {
             let count = min(Self.piece, new.blockCount - first)
@@ -156,7 +164,9 @@ struct VDIResizer {
                     let known = old[index]
                     entry = known < VDIEntry.zero ? known - UInt32(truncatingIfNeeded: shift) : known
                 } else {
-                    entry = firstNew.map { UInt32(truncatingIfNeeded: $0 + block - header.blockCount) } ?? VDIEntry.free
+                    entry =
+                        firstNew.map { UInt32(truncatingIfNeeded: $0 + block - header.blockCount) }
+                        ?? (block < zeroEnd ? VDIEntry.zero : VDIEntry.free)
                 }
                 fields.littleEndian(entry, at: index * 4)
             }
@@ -176,6 +186,24 @@ struct VDIResizer {
             let offset = block == first ? header.virtualSize % header.blockSize : 0
             let range = min(length, start + offset)..<min(length, start + header.blockSize)
             if !range.isEmpty { try storage.writeZeros(range, for: .guestData) }
+        }
+        try storage.flush()
+    }
+
+    /// Has the blocks that the map has behind the disk's end be zeros, where they would be the parent's.
+    private func hideParent(inBlocksUpTo end: UInt64) throws(DiskError) {
+        let limit = min(end, header.blockCount)
+        var first = header.virtualSize.dividedRoundingUp(by: header.blockSize)
+        while first < limit {
+            let found = try entries(first..<min(first + Self.piece, limit))
+            if found.contains(VDIEntry.free) {
+                var fields = FieldWriter(count: found.count * 4)
+                for (index, entry) in found.enumerated() {
+                    fields.littleEndian(entry == VDIEntry.free ? VDIEntry.zero : entry, at: index * 4)
+                }
+                try storage.write(fields.bytes, at: header.mapOffset + first * 4, for: .table)
+            }
+            first += UInt64(found.count)
         }
         try storage.flush()
     }

@@ -35,7 +35,8 @@ extension VHDFixedImage: EditableBackend {
         try adoptFile()
     }
 
-    func resize(to size: UInt64) throws(DiskError) {
+    /// (There is no parent that could be hidden.)
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) {
         try checkResizable(storage)
         var footer = structure.footer
         try footer.setSize(size, askedRule)

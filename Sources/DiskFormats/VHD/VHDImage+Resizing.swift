@@ -4,14 +4,7 @@ internal import DiskStorage
 /// Another size of the disk: the footer's current size and geometry, and a block allocation table that is long enough.
 /// A table that has no room to grow is copied to the file's end, and the dynamic header names that place.
 extension VHDImage {
-    func resize(to size: UInt64) throws(DiskError) { try setSize(size, hidingUpTo: 0) }
-
-    func grow(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) -> Bool {
-        try setSize(size, hidingUpTo: parentEnd)
-        return true
-    }
-
-    private func setSize(_ size: UInt64, hidingUpTo parentEnd: UInt64) throws(DiskError) {
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) {
         try checkResizable(storages[0].storage)
         var footer = structure.footer
         try footer.setSize(size, askedRule)

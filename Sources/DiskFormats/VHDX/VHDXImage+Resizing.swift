@@ -4,14 +4,7 @@ internal import DiskStorage
 /// Another size of the disk: the metadata item Virtual Disk Size, and a table that is long enough for it. Region table
 /// and metadata are changed through the log.
 extension VHDXImage {
-    func resize(to size: UInt64) throws(DiskError) { try setSize(size, hidingUpTo: 0) }
-
-    func grow(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) -> Bool {
-        try setSize(size, hidingUpTo: parentEnd)
-        return true
-    }
-
-    private func setSize(_ size: UInt64, hidingUpTo parentEnd: UInt64) throws(DiskError) {
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) {
         try checkResizable(storages[0].storage)
         guard size > 0, size % UInt64(sectorSize) == 0, size <= VHDXMetadata.sizeLimit else {
             throw DiskError(

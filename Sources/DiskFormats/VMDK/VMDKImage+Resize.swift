@@ -7,7 +7,7 @@ extension VMDKImage {
     ///
     /// Before the descriptor gives an extent more sectors its file has them; a file has fewer after the descriptor
     /// does.
-    func resize(to size: UInt64) throws(DiskError) {
+    func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError) {
         guard isWritable else { throw DiskError(.readOnly, "was opened read-only", image: files.first) }
         guard size > 0, size % 512 == 0, size / 512 <= VMDKExtentDescription.sectorLimit else {
             throw DiskError(
@@ -25,7 +25,9 @@ extension VMDKImage {
         }
         let sectors = size / 512
         let current = file.text.sectorCount
-        if sectors > current { try grow(&file, to: sectors) }
+        if sectors > current {
+            try grow(&file, to: sectors, hidingUpTo: min(sectors, parentEnd.dividedRoundingUp(by: 512)))
+        }
         if sectors < current { try shrink(&file, to: sectors) }
         descriptor.withLock { $0 = file }
     }
@@ -59,7 +61,9 @@ extension VMDKImage {
         return sizes.dropLast().max() ?? max(VMDKCreator.usualSplitSectors, sizes.last ?? 0)
     }
 
-    private func grow(_ file: inout VMDKDescriptorFile, to sectors: UInt64) throws(DiskError) {
+    private func grow(
+        _ file: inout VMDKDescriptorFile, to sectors: UInt64, hidingUpTo hidden: UInt64
+    ) throws(DiskError) {
         var lines = file.text.extents
         guard let index = lines.lastIndex(where: { $0.sectorCount > 0 }), let extent = extents.last else {
             throw DiskError(.unsupported, "has no extent that could grow", image: files.first)
@@ -75,18 +79,26 @@ extension VMDKImage {
                 .unsupported, "the disk would have more than \(VMDKDescriptor.extentLimit) extents",
                 image: files.first)
         }
-        if grown > last.sectorCount { try grow(extent, last, to: grown, in: lines) }
+        // What of an extent must hide the parent.
+        var start = file.text.sectorCount - last.sectorCount
+        func hiddenSectors(of count: UInt64) -> UInt64 { min(count, hidden - min(hidden, start)) }
+        if grown > last.sectorCount {
+            try grow(extent, last, to: grown, in: lines, hidingUpTo: hiddenSectors(of: grown))
+        }
         lines[index].sectorCount = grown
+        start += grown
         var created: [String] = []
         do throws(DiskError) {
             while missing > 0, let split {
                 var line = last
                 (line.fileOffsetSector, line.rest) = (0, "")
                 line.sectorCount = min(missing, split)
-                line.fileName = try createExtent(like: extent, line, after: lines)
+                line.fileName = try createExtent(
+                    like: extent, line, after: lines, hidingUpTo: hiddenSectors(of: line.sectorCount))
                 created.append(line.fileName ?? "")
                 lines.append(line)
                 missing -= line.sectorCount
+                start += line.sectorCount
             }
             try setExtents(lines, in: &file)
         } catch {
@@ -97,7 +109,8 @@ extension VMDKImage {
 
     /// Makes the last extent's file longer.
     private func grow(
-        _ extent: VMDKOpenExtent, _ line: VMDKExtentDescription, to sectors: UInt64, in lines: [VMDKExtentDescription]
+        _ extent: VMDKOpenExtent, _ line: VMDKExtentDescription, to sectors: UInt64,
+        in lines: [VMDKExtentDescription], hidingUpTo hidden: UInt64
     ) throws(DiskError) {
         switch extent.map.kind {
         case .zero: return
@@ -105,7 +118,7 @@ extension VMDKImage {
         case .sparse:
             let (storage, layout) = try resizable(extent)
             var resizer = try VMDKSparseResizer(storage, layout)
-            try resizer.grow(from: line.sectorCount, to: sectors)
+            try resizer.grow(from: line.sectorCount, to: sectors, hidingUpTo: hidden)
         case .compressed, .seSparse, .inaccessible: throw cannotResize(extent)
         }
     }
@@ -159,7 +172,8 @@ extension VMDKImage {
 
     /// Creates the file of one more extent of a split image, with the next number that no file has; answers its name.
     private func createExtent(
-        like extent: VMDKOpenExtent, _ line: VMDKExtentDescription, after lines: [VMDKExtentDescription]
+        like extent: VMDKOpenExtent, _ line: VMDKExtentDescription, after lines: [VMDKExtentDescription],
+        hidingUpTo hidden: UInt64
     ) throws(DiskError) -> String {
         let names = VMDKExtentNames(after: lines, isFlat: line.type.isFlat, image: files[0])
         for number in names.next..<names.next + 1000 {
@@ -172,7 +186,7 @@ extension VMDKImage {
                 continue
             }
             do throws(DiskError) {
-                try fill(file, like: extent, line)
+                try fill(file, like: extent, line, hidingUpTo: hidden)
             } catch {
                 try? companions.removeCompanion(name, of: files[0])
                 throw error
@@ -185,7 +199,7 @@ extension VMDKImage {
     }
 
     private func fill(
-        _ file: any Storage, like extent: VMDKOpenExtent, _ line: VMDKExtentDescription
+        _ file: any Storage, like extent: VMDKOpenExtent, _ line: VMDKExtentDescription, hidingUpTo hidden: UInt64
     ) throws(DiskError) {
         if extent.map.kind == .flat {
             let sibling = storages[Int(extent.map.storage)].storage
@@ -201,6 +215,10 @@ extension VMDKImage {
                 zeroedGrain: sibling.hasZeroGrains)
             try new.writeTables(to: file)
             try file.write(new.header.encode(), at: 0, for: .header)
+            if hidden > 0 {
+                var resizer = try VMDKSparseResizer(file, layout)
+                try resizer.grow(from: 0, to: line.sectorCount, hidingUpTo: hidden)
+            }
         }
         try file.flush()
     }

@@ -12,20 +12,20 @@ struct VMDKSparseResizer {
     private(set) var capacity: UInt64
     let grainSectors: UInt64
     let hasZeroGrains: Bool
-    private let entriesPerTable: UInt64
+    let entriesPerTable: UInt64
     /// Where the directories lie, in bytes: the one that counts, and its copy if there is one.
-    private var directories: [UInt64]
+    private(set) var directories: [UInt64]
     /// Entries for which the directories have room where they are.
     private let slots: UInt64
     /// Where the metadata in front ends, in bytes.
     private let metadataEnd: UInt64
     /// The first sector that may hold a table: what lies before is header and descriptor.
-    private let firstTable: UInt64
+    let firstTable: UInt64
     /// Where the header's next free sector is, in bytes; 0 where it tells none.
     private let freeOffset: UInt64
 
-    private var grainSize: UInt64 { grainSectors * 512 }
-    private var tableSize: UInt64 { entriesPerTable * 4 }
+    var grainSize: UInt64 { grainSectors * 512 }
+    var tableSize: UInt64 { entriesPerTable * 4 }
 
     /// Bytes that a sector number of 32 bits reaches.
     private static let limit = VMDKSparseHeader.fileSectorLimit * 512
@@ -69,35 +69,43 @@ struct VMDKSparseResizer {
 
     // MARK: - Growing
 
-    /// Makes room in the tables for `sectors` of an extent that has `length` sectors of its disk now.
-    mutating func grow(from length: UInt64, to sectors: UInt64) throws(DiskError) {
+    /// Makes room in the tables for `sectors` of an extent that has `length` sectors of its disk now, and has what is new
+    /// hide what a parent has in the extent's first `hidden` sectors.
+    mutating func grow(from length: UInt64, to sectors: UInt64, hidingUpTo hidden: UInt64) throws(DiskError) {
         try checkFits(sectors)
         try clear(from: length, givingBack: false)
-        guard sectors > capacity else { return }
         let old = tableCount(capacity)
-        let new = tableCount(sectors)
-        if new > old {
-            var position = try max(storage.length(), freeOffset).dividedRoundingUp(by: 512) * 512
-            let firstTable = position
-            position += UInt64(directories.count) * (new - old) * tableSize
-            var places = directories
-            if new > slots {
-                for index in places.indices {
-                    places[index] = position
-                    position += new.dividedRoundingUp(by: 128) * 512
-                }
+        let new = max(old, tableCount(sectors))
+        let zeroGrains = grains(behind: length, upTo: min(hidden, sectors))
+        let fileEnd = try max(storage.length(), freeOffset).dividedRoundingUp(by: 512) * 512
+        var position = fileEnd
+        let addedTables = position
+        position += UInt64(directories.count) * (new - old) * tableSize
+        var places = directories
+        if new > slots {
+            for index in places.indices {
+                places[index] = position
+                position += new.dividedRoundingUp(by: 128) * 512
             }
-            guard position <= Self.limit else { throw tooLarge(sectors) }
-            try storage.setLength(position)
-            try storage.flush()
-            for (index, place) in places.enumerated() {
-                if place != directories[index] { try copyDirectory(directories[index], old, to: place) }
-                try addTables(old..<new, from: firstTable + UInt64(index) * (new - old) * tableSize, to: place)
-            }
-            try storage.flush()
-            directories = places
         }
-        capacity = sectors
+        let missingTables = position
+        position += try missingTableCount(for: zeroGrains, of: old) * tableSize
+        let firstGrain = position.dividedRoundingUp(by: grainSize) * grainSize
+        if !hasZeroGrains, !zeroGrains.isEmpty { position = firstGrain + UInt64(zeroGrains.count) * grainSize }
+        guard position <= Self.limit else { throw tooLarge(sectors) }
+        guard sectors > capacity || position > fileEnd || !zeroGrains.isEmpty else { return }
+        // All of it reads as zeros then, and no entry leads outside of the file.
+        if position > fileEnd { try storage.setLength(position) }
+        try storage.flush()
+        for (index, place) in places.enumerated() {
+            if place != directories[index] { try copyDirectory(directories[index], old, to: place) }
+            try addTables(old..<new, from: addedTables + UInt64(index) * (new - old) * tableSize, to: place)
+        }
+        directories = places
+        try addMissingTables(for: zeroGrains, of: old, from: missingTables)
+        try enterZeroGrains(zeroGrains, from: firstGrain)
+        try storage.flush()
+        capacity = max(capacity, sectors)
         try writeHeader(free: try storage.length())
     }
 
@@ -229,7 +237,7 @@ struct VMDKSparseResizer {
         try storage.flush()
     }
 
-    private func entry(at offset: UInt64) throws(DiskError) -> UInt32 {
+    func entry(at offset: UInt64) throws(DiskError) -> UInt32 {
         let bytes = try storage.bytes(at: offset, count: 4, for: .table, "a table")
         return try FieldReader(bytes).littleEndian(at: 0)
     }
