@@ -58,7 +58,8 @@ struct HTTPResponse {
         guard parts.count == 2 else { return nil }
         var total: UInt64?
         if parts[1] != "*" {
-            guard let number = UInt64(parts[1]) else { return nil }
+            // Everything else of this program counts on it that a file's length has 63 bits.
+            guard let number = UInt64(parts[1]), number <= UInt64(Int64.max) else { return nil }
             total = number
         }
         if parts[0] == "*" { return ContentRange(bytes: nil, total: total) }

@@ -104,8 +104,13 @@ struct StorageMessage {
 
     // MARK: - Words
 
-    static func words(_ bytes: [UInt8]) -> [String] {
-        bytes.split(separator: 0, omittingEmptySubsequences: false).map { String(decoding: $0, as: UTF8.self) }
+    /// The most words of an answer that make sense: what comes then is part of the last one.
+    private static let mostWords = 16
+
+    /// The words of an answer. (A mebibyte of zero bytes would be as many of them.)
+    static func words(_ bytes: [UInt8], atMost limit: Int = mostWords) -> [String] {
+        bytes.split(separator: 0, maxSplits: limit - 1, omittingEmptySubsequences: false)
+            .map { String(decoding: $0, as: UTF8.self) }
     }
 
     static func bytes(_ words: [String]) -> [UInt8] {

@@ -56,7 +56,7 @@ private final class StorageServer: Sendable {
         guard let message = StorageMessage(from: socket), message.code == StorageMessage.Request.configure.rawValue,
             let bytes = message.bytes(from: socket)
         else { return false }
-        let options = StorageMessage.words(bytes).filter { !$0.isEmpty }
+        let options = StorageMessage.words(bytes, atMost: .max).filter { !$0.isEmpty }
         do throws(DiskError) {
             let provider = try NetworkStorages(options: options)
             let settings = try StorageSettings(options)

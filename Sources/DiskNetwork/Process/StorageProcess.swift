@@ -20,7 +20,8 @@ public final class StorageProcess: StorageProvider {
     }
 
     private let channels: Monitor<Channels>
-    private let process: pid_t
+    /// Nil: whoever answers is none of this process's children.
+    private let process: pid_t?
     private let rules: AddressRules
 
     /// Starts it. The options are checked before.
@@ -68,6 +69,13 @@ public final class StorageProcess: StorageProvider {
             end()
             throw error
         }
+    }
+
+    /// One that is there already, and answers on these sockets.
+    init(answeringOn sockets: [Int32]) throws(DiskError) {
+        rules = try AddressRules([])
+        process = nil
+        channels = Monitor(Channels(free: sockets.reversed(), all: sockets))
     }
 
     deinit { end() }
@@ -130,6 +138,7 @@ public final class StorageProcess: StorageProvider {
         var place = pollfd(fd: open[0], events: Int16(POLLIN), revents: 0)
         while unsafe poll(&place, 1, 8000) > 0, unsafe recv(open[0], &bytes, bytes.count, 0) > 0 {}
         for socket in open { close(socket) }
+        guard let process else { return }
         for _ in 0..<50 where waitpid(process, nil, WNOHANG) == 0 { usleep(10_000) }
     }
 
@@ -213,7 +222,9 @@ public final class StorageProcess: StorageProvider {
         var message = StorageMessage(.open)
         message.flag = isWritable
         let words = StorageMessage.words(try ask(message, Array(address.utf8.prefix(StorageAddress.limit + 1))).1)
-        guard words.count == 7, let number = UInt32(words[0]), let length = UInt64(words[1]) else { throw Self.isGone }
+        guard words.count == 7, let number = UInt32(words[0]), let length = UInt64(words[1]),
+            length <= UInt64(Int64.max)
+        else { throw Self.isGone }
         let traits = StorageTraits(
             isWritable: words[2] == "w", canDiscard: words[3] == "d", hasFixedLength: words[4] == "f")
         let storage = RemoteStorage(self, number: number, name: words[5].printable(), length: length, traits)
