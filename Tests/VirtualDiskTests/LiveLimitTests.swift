@@ -72,7 +72,7 @@ import VirtualDisk
 
     /// What is cached stays where it is still right, also after the disk was closed.
     @Test(arguments: rows, [false, true]) func aBlockCacheStaysRight(_ row: FormatRow, _ isWritable: Bool) throws {
-        for (source, target) in [(2, 3), (3, 1), (1, 2), (0, 1), (0, 3), (1, 0), (3, 0)] {
+        for (source, target) in isWritable ? [(2, 3), (0, 1), (1, 0)] : [(3, 1), (0, 2)] {
             let chain = try chain(row)
             let cache = chain.folder.file("cache.vci")
             var options = row.options(isWritable: isWritable)
@@ -82,13 +82,13 @@ import VirtualDisk
             let context = "\(row.format), \(source) into \(target)"
             #expect(try model.mistake(of: disk, in: 0..<model.size) == nil, "\(context)")
             let before = try #require(disk.blockCacheUse)
-            #expect(before.cachedBytes > 0)
             model = try Guests.beside(disk, model, isWriting: isWritable) { () throws(DiskError) in
                 _ = try disk.merge(source, into: target)
             }
             let after = try #require(disk.blockCacheUse)
-            let keeps = !isWritable || source > 0 && target > 0
-            #expect(keeps ? after.cachedBytes >= before.cachedBytes : after.cachedBytes < before.cachedBytes)
+            if !isWritable || source > 0 && target > 0 {
+                #expect(after.cachedBytes >= before.cachedBytes, "\(context)")
+            }
             #expect(try model.mistake(of: disk, in: 0..<model.size) == nil, "\(context), merged")
             if isWritable {
                 let path = try disk.makeSnapshot()
@@ -98,16 +98,50 @@ import VirtualDisk
                 #expect(try model.mistake(of: disk, in: 0..<model.size) == nil, "\(context), without it")
             }
             let top = disk.layers[0].path
-            let depth = disk.layers.count
+            let cached = try #require(disk.blockCacheUse).cachedBytes
             try disk.close()
             try VCI.expectSound(cache, context)
             let again = try Disk.open(top, options: options)
+            #expect(try #require(again.blockCacheUse).cachedBytes == cached, "\(context), opened again")
             #expect(try model.mistake(of: again, in: 0..<model.size) == nil, "\(context), opened again")
-            if let use = again.blockCacheUse, depth > 1 || !isWritable {
-                #expect(use.hitBytes > 0 && use.missBytes == 0, "\(context): \(use)")
-            }
             try again.close()
         }
+    }
+
+    /// While images are merged into the one that is written, the guest gives up what that got because an image that
+    /// goes away says zeros there.
+    @Test(arguments: rows) func zerosThatWereGivenUpStayZeros(_ row: FormatRow) throws {
+        let folder = try TemporaryFolder()
+        let block = 4 << 20
+        for number in [2, 1, 0] {
+            var image = NewImage(path: folder.file(row.file("image\(number)")))
+            image.size = UInt64(3 * block)
+            if number < 2, let making = row.child {
+                (image.variant, image.blockSize, image.options) = (making.variant, making.blockSize, making.options)
+                image.parent = folder.file(row.file("image\(number + 1)"))
+            }
+            try image.create()
+            let disk = try Disk.open(image.path, options: row.options(isWritable: true))
+            if number == 2 { try disk.write([UInt8](repeating: 7, count: 3 * block), at: 0) }
+            if number == 1 { try disk.discard(offset: UInt64(block), length: UInt64(block)) }
+            try disk.close()
+        }
+        let disk = try Disk.open(folder.file(row.file("image0")), options: row.options(isWritable: true))
+        try disk.write([UInt8](repeating: 9, count: block), at: UInt64(block))
+        let isGivenUp = Locked(false)
+        _ = try disk.merge(
+            1, into: 0,
+            control: OperationControl { progress in
+                guard progress.done == progress.total, !isGivenUp.withLock({ $0 }) else { return }
+                isGivenUp.withLock { $0 = true }
+                try? disk.discard(offset: UInt64(block), length: UInt64(block))
+            })
+        #expect(isGivenUp.withLock { $0 } && disk.layers.count == 2)
+        let expected =
+            [UInt8](repeating: 7, count: block) + [UInt8](repeating: 0, count: block)
+            + [UInt8](repeating: 7, count: block)
+        #expect(try disk.read(at: 0, count: 3 * block) == expected, "\(row.format)")
+        try disk.close()
     }
 
     // MARK: - Locks

@@ -42,7 +42,7 @@ final class QEDFile: Sendable {
             // If this fails the bit may be on the disk or not: it is set again, or cleared in the end.
             if isNews || state.isUncertain {
                 state.isUncertain = true
-                try write(state.features)
+                try writeNeedCheck(true)
                 state.isUncertain = false
             }
             state.isMarked = true
@@ -53,14 +53,19 @@ final class QEDFile: Sendable {
     func clearNeedCheck() throws(DiskError) {
         try state.withLock { (state) throws(DiskError) in
             guard state.features.contains(.needCheck) else { return }
-            try write(state.features.subtracting(.needCheck))
+            try writeNeedCheck(false)
             state.features.remove(.needCheck)
             state.isMarked = false
         }
     }
 
-    private func write(_ features: QEDHeader.Features) throws(DiskError) {
-        var field = FieldWriter(count: 8)
+    /// Of the other bits those stay that are in the file: a change of the header that failed may have been made.
+    private func writeNeedCheck(_ isSet: Bool) throws(DiskError) {
+        var field = FieldWriter(
+            try handle.storage.bytes(at: QEDHeader.featuresOffset, count: 8, for: .header, "the header"))
+        let old: UInt64 = try FieldReader(field.bytes).littleEndian(at: 0)
+        var features = QEDHeader.Features(rawValue: old)
+        if isSet { features.insert(.needCheck) } else { features.remove(.needCheck) }
         field.littleEndian(features.rawValue, at: 0)
         try handle.storage.write(field.bytes, at: QEDHeader.featuresOffset, for: .header)
         try handle.storage.flush()

@@ -104,6 +104,7 @@ final class VHDXFile: Sendable {
 
     /// The log is not needed any more, and the file ends with what is in use, at `usedEnd`. Everything is durable.
     func close(usedEnd: UInt64) throws(DiskError) {
+        try log.settle()
         try session.withLock { (session) throws(DiskError) in
             guard !session.headers.current.logGUID.isNull else { return }
             try session.headers.update(in: handle.storage) { $0.logGUID = .null }

@@ -15,6 +15,8 @@ final class VHDXLog: TableJournal {
         var sequenceNumber: UInt64 = 0
         /// Sectors of the log that hold the newest entry.
         var newest = 0..<0
+        /// What that entry changes, where it could not all be written to its places.
+        var unplaced: [TablePage] = []
     }
 
     private static let sectorSize = VHDXLogEntryHeader.sectorSize
@@ -66,14 +68,30 @@ final class VHDXLog: TableJournal {
     func write(_ pages: [TablePage]) throws(DiskError) {
         try state.withLock { (state) throws(DiskError) in
             // (More than fit into one entry wait only where a flush has failed before.)
+            try place(&state)
             for start in stride(from: 0, to: pages.count, by: pageLimit) {
                 let part = Array(pages[start..<min(start + pageLimit, pages.count)])
                 if start > 0 { try handle.storage.flush() }
                 try enter(part, &state)
                 defer { handle.noteWrite() }
+                state.unplaced = part
                 for page in part { try handle.storage.write(page.bytes, at: page.offset, for: .table) }
+                state.unplaced = []
             }
         }
+    }
+
+    /// What the newest entry changes is in its places, durably; before the log is given up. An entry that is durable
+    /// counts: where its changes could not be made, it must not be replaced or forgotten before they are.
+    func settle() throws(DiskError) {
+        try state.withLock { (state) throws(DiskError) in try place(&state) }
+    }
+
+    private func place(_ state: inout State) throws(DiskError) {
+        guard !state.unplaced.isEmpty else { return }
+        for page in state.unplaced { try handle.storage.write(page.bytes, at: page.offset, for: .table) }
+        try handle.storage.flush()
+        state.unplaced = []
     }
 
     /// Writes an entry where there is room for it.

@@ -38,8 +38,9 @@ struct LiveMerge {
     private var newParent: Int? {
         isDownwards ? target : (source + 1 < disk.current.chain.layers.count ? source + 1 : nil)
     }
-    /// Whether what is copied may be written to meanwhile.
-    private var isActive: Bool { isDownwards && source == 0 && disk.isWritable }
+    /// Whether the guest's writes count: downwards, what is copied may be written to meanwhile; upwards, what the
+    /// target got may be given up again, because the images that go away say so too.
+    private var isActive: Bool { disk.isWritable && (isDownwards ? source == 0 : target == 0) }
     /// Whether the disk writes to an image, which is then open for writing without our doing.
     private func isWritten(_ index: Int) -> Bool { index == 0 && disk.isWritable }
 
@@ -106,8 +107,10 @@ struct LiveMerge {
                 }
             }
             try grow()
-            try disk.current.change(disk.locks) { (chain) throws(DiskError) in
-                chain = disk.makeChain(chain.layers, after: chain, dirty: dirty, writing: chain.writing)
+            if let dirty {
+                try disk.current.change(disk.locks) { (chain) throws(DiskError) in
+                    chain = disk.makeChain(chain.layers, after: chain, dirty: dirty, writing: chain.writing)
+                }
             }
             let copy = try copyAll(dirty, control)
             try cutOff(copy.target)
