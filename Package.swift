@@ -72,7 +72,8 @@ let package = Package(
         .executableTarget(
             name: "vdimg",
             dependencies: [
-                "VirtualDisk", "DiskImage", "DiskNetwork", "DiskStorage", "CommandSupport", argumentParser,
+                "VirtualDisk", "DiskImage", "DiskNetwork", "DiskStorage", "FuseHost", "CommandSupport",
+                argumentParser,
             ],
             swiftSettings: strict),
 

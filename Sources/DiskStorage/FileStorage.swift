@@ -14,12 +14,15 @@ public final class FileStorage: Storage {
     let imageLock = Locked(HeldImageLock())
     /// Whether it ends with this process anyway.
     let isTemporary: Bool
+    /// Who replaces the file, where this process cannot.
+    let replacer: (any FileReplacer)?
     /// The device's size; 0 for a file.
     private let deviceLength: UInt64
 
     /// Takes over `descriptor`, which must be a regular file or a block device, and closes it in the end.
     public init(
-        adopting descriptor: Int32, name: String, isWritable: Bool, isTemporary: Bool = false
+        adopting descriptor: Int32, name: String, isWritable: Bool, isTemporary: Bool = false,
+        replacer: (any FileReplacer)? = nil
     ) throws(DiskError) {
         var status = stat()
         guard unsafe fstat(descriptor, &status) == 0 else {
@@ -43,6 +46,7 @@ public final class FileStorage: Storage {
         self.descriptor = descriptor
         self.name = name
         self.isTemporary = isTemporary
+        self.replacer = replacer
         deviceLength = bytes
         currentIdentity = Locked(FileIdentity(device: UInt64(status.st_dev), inode: UInt64(status.st_ino)))
         traits = StorageTraits(

@@ -20,6 +20,8 @@ public final class MountRecord: @unchecked Sendable {
 
     private let descriptor: Int32
     private let path: String
+    /// Bytes that were written to begin with.
+    private let length: Int
     /// Where questions come; below 0 if the path is too long for a socket: `vdmount --list` then knows less.
     private let listening: Int32
     private var control: ControlSocket?
@@ -48,7 +50,8 @@ public final class MountRecord: @unchecked Sendable {
                 unsafe rename(draft, path) == 0
             {
                 let listening = unsafe fuseshim_control_listen(path + controlSuffix)
-                return MountRecord(descriptor: descriptor, path: path, listening: listening)
+                return MountRecord(
+                    descriptor: descriptor, path: path, length: text.utf8.count, listening: listening)
             }
             reason = "\(path): \(errorText(errno))"
             if descriptor >= 0 {
@@ -59,9 +62,10 @@ public final class MountRecord: @unchecked Sendable {
         throw HostError(subject: entry.mountpoint, reason: "vdumount will not wait for the close: \(reason)")
     }
 
-    private init(descriptor: Int32, path: String, listening: Int32) {
+    private init(descriptor: Int32, path: String, length: Int, listening: Int32) {
         self.descriptor = descriptor
         self.path = path
+        self.length = length
         self.listening = listening
     }
 
@@ -69,8 +73,15 @@ public final class MountRecord: @unchecked Sendable {
     var files: [String] { [path, path + Self.controlSuffix] }
 
     /// Answers questions from now on.
-    func serve(_ answer: @escaping @Sendable (String) -> String?) {
+    func serve(_ answer: @escaping ControlHandler) {
         if listening >= 0 { control = ControlSocket(listening: listening, answer: answer) }
+    }
+
+    /// Says which image the mounted disk has on top now. What is said last counts.
+    func note(image: String) {
+        lseek(descriptor, length, SEEK_SET)
+        SystemFiles.writeAll("image=\(OctalText.encode(image))\n", to: descriptor)
+        ftruncate(descriptor, lseek(descriptor, 0, SEEK_CUR))
     }
 
     /// Says how the daemon ended. To be called once, when the disk is closed and nothing but the end of the process is
@@ -204,7 +215,29 @@ public struct MountWatch: ~Copyable {
 
     /// Asks the daemon a question; nil if it does not answer, or not this user.
     public func ask(_ question: String) -> String? {
-        ControlSocket.ask(question, at: path + MountRecord.controlSuffix, of: owner)
+        guard case .text(let answer) = ControlSocket.ask(question, at: path + MountRecord.controlSuffix, of: owner)
+        else { return nil }
+        return answer
+    }
+
+    /// Where it can be reached.
+    private var address: DaemonAddress {
+        DaemonAddress(
+            pid: pid, mountpoint: mountpoint, image: image, owner: owner, socket: path + MountRecord.controlSuffix)
+    }
+
+    /// All living daemons of these users. Records of killed daemons that are met on the way are removed.
+    public static func daemons(of owners: [UInt32]) -> [DaemonAddress] {
+        var found: [DaemonAddress] = []
+        for owner in owners {
+            for folder in MountRecord.folders(of: owner) where MountRecord.ownFolder(folder, user: owner) {
+                for name in SystemFiles.names(in: folder).sorted() where !name.contains(".") {
+                    guard let watch = MountWatch(path: "\(folder)/\(name)"), watch.owner == owner else { continue }
+                    found.append(watch.address)
+                }
+            }
+        }
+        return found
     }
 
     /// Waits until the daemon has closed the disk or is dead.

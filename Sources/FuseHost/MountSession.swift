@@ -49,6 +49,9 @@ import Glibc
     /// Makes these the files of the folder; the first stays the disk. Who has another one open may go on.
     public func list(_ files: [ExposedFile]) { tree.list(files) }
 
+    /// Says in the record which image is on top now; between ``mount(at:confine:answer:)`` and the end.
+    public func note(image: String) { record?.note(image: image) }
+
     /// Where it is mounted now; nil before and after.
     public var mountpoint: String? { entry?.mountpoint }
 
@@ -58,17 +61,17 @@ import Glibc
     ///
     /// - Parameters:
     ///   - confine: called when all is opened and nothing served yet; answers warnings for the user.
-    ///   - answer: what the control socket answers to a question; nil: it is not understood.
+    ///   - answer: what the control socket answers to a line.
     public func mount(
         at place: Mountpoint, confine: () throws(HostError) -> [String] = { () throws(HostError) in [] },
-        answer: @escaping @Sendable (String) -> String? = { _ in nil }
+        answer: @escaping ControlHandler = { _, _ in .unknown }
     ) throws(HostError) -> [String] {
         try place.alone { () throws(HostError) in try mountAlone(at: place, confine, answer) }
     }
 
     private func mountAlone(
         at place: Mountpoint, _ confine: () throws(HostError) -> [String],
-        _ answer: @escaping @Sendable (String) -> String?
+        _ answer: @escaping ControlHandler
     ) throws(HostError) -> [String] {
         var warnings: [String] = []
         // From here on a signal waits for `serve`: it would leave a mount without a daemon.

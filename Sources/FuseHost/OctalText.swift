@@ -1,7 +1,7 @@
 /// The way the kernel writes paths into /proc/self/mountinfo: what would break a line is a backslash and three octal
 /// digits.
-enum OctalText {
-    static func decode(_ text: some Sequence<UInt8>) -> String {
+public enum OctalText {
+    public static func decode(_ text: some Sequence<UInt8>) -> String {
         let bytes = Array(text)
         var decoded: [UInt8] = []
         decoded.reserveCapacity(bytes.count)
@@ -18,7 +18,7 @@ enum OctalText {
         return String(decoding: decoded, as: UTF8.self)
     }
 
-    static func encode(_ text: String) -> String {
+    public static func encode(_ text: String) -> String {
         var encoded = ""
         for scalar in text.unicodeScalars {
             if scalar == "\\" || scalar == " " || scalar.value < 32 || scalar.value == 127 {

@@ -141,7 +141,7 @@ static const char *const allowed[] = {
     /* waiting; connections to the control socket */
     "poll", "ppoll", "ppoll_time64", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "epoll_pwait2",
     "eventfd2", "timerfd_create", "timerfd_settime", "timerfd_settime64", "accept4", "getsockopt", "setsockopt",
-    "shutdown", "recvfrom",
+    "shutdown", "recvfrom", "recvmsg",
     /* memory */
     "munmap", "mremap", "madvise", "brk", "membarrier",
     /* threads */

@@ -128,6 +128,7 @@ struct ChainOpener {
             wrap: options.wrapStorage, provider: options.storageProvider)
         finder.isShareable = options.isShareable
         finder.isSequential = options.isSequential
+        finder.passed = options.passedFiles
         return finder
     }
 

@@ -44,6 +44,8 @@ public struct DiskOptions: Sendable {
     public var isSequential = false
     /// Whether images are taken as they are although they were not closed cleanly; for reading only.
     public var skipsConsistencyChecks = false
+    /// Files that another process opens for this one, when the chain of the open disk is changed.
+    public var passedFiles: PassedFiles?
     /// Put round every storage that is opened: the tests' way to fail, cut, slow or record accesses.
     public var wrapStorage: (@Sendable (any Storage) -> any Storage)?
 

@@ -29,6 +29,8 @@ struct FileFinder: CompanionOpener {
     let opened: Locked<[OpenedFile]>?
     /// Files made by ``createCompanion(_:of:)``, to be removed if the image does not come about.
     let created = Locked<[String]>([])
+    /// Files that another process opens for this one.
+    var passed: PassedFiles?
     /// Opens what is no file.
     let provider: (any StorageProvider)?
     /// The addresses that were opened, by the names under which they are shown.
@@ -64,6 +66,7 @@ struct FileFinder: CompanionOpener {
         _ path: String, isWritable: Bool
     ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
         if let provider, provider.recognizes(path) { return try openAddress(path, provider, isWritable: isWritable) }
+        if let passed, passed.isSole { return try open(path, passedIn: passed, isWritable: isWritable) }
         guard let found = try resolve(path) else {
             throw DiskError(.notFound, "there is no such file", image: path)
         }
@@ -77,6 +80,7 @@ struct FileFinder: CompanionOpener {
     /// Which file is at a path, and whether it is one that can be removed with its image: no device. Nil: none is
     /// there.
     func file(at path: String) throws(DiskError) -> (identity: FileIdentity, isRegular: Bool)? {
+        if let passed, passed.isSole { return passed.identity(of: path).map { ($0, true) } }
         guard let found = try resolve(path) else { return nil }
         return (found.identity, found.isRegular)
     }
@@ -95,7 +99,22 @@ struct FileFinder: CompanionOpener {
         guard descriptor >= 0 else {
             throw .system(descriptor, isWritable ? "open the file for writing" : "open the file", image: name)
         }
-        let file = try FileStorage(adopting: descriptor, name: name, isWritable: isWritable)
+        return try take(descriptor, at: found.path, isWritable: isWritable, name: name)
+    }
+
+    /// Opens a file that was passed.
+    private func open(
+        _ path: String, passedIn passed: PassedFiles, isWritable: Bool
+    ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
+        let (descriptor, identity) = try passed.descriptor(at: path, isWritable: isWritable)
+        return (try take(descriptor, at: path, isWritable: isWritable, name: path), path, identity)
+    }
+
+    /// Takes over the descriptor of the file at a path.
+    private func take(
+        _ descriptor: Int32, at path: String, isWritable: Bool, name: String
+    ) throws(DiskError) -> any Storage {
+        let file = try FileStorage(adopting: descriptor, name: name, isWritable: isWritable, replacer: passed)
         if isSequential { file.expectSequentialReads() }
         if locks {
             let predecessor = predecessors.first { $0.identity == file.identity }
@@ -104,7 +123,8 @@ struct FileFinder: CompanionOpener {
         }
         // Before a byte of it is read, and after no other process writes to it any more that minds locks.
         let stamp = opened.map { _ in FileStamp(file) }
-        if let stamp { opened?.withLock { $0.append(OpenedFile(path: found.path, file: file, stamp: stamp)) } }
+        if let stamp { opened?.withLock { $0.append(OpenedFile(path: path, file: file, stamp: stamp)) } }
+        passed?.note(file, at: path)
         return wrap?(file) ?? file
     }
 
@@ -173,12 +193,19 @@ struct FileFinder: CompanionOpener {
     private func openNamed(
         _ names: [String], of imagePath: String, isWritable: Bool, what: String
     ) throws(DiskError) -> (storage: any Storage, path: String, identity: FileIdentity) {
+        if let passed, passed.isSole {
+            guard let path = passed.path(of: names, in: imagePath) else {
+                throw DiskError(.refused, "\(what) was not passed to this process", image: imagePath)
+            }
+            return try open(path, passedIn: passed, isWritable: isWritable)
+        }
         let remote = try openRemote(names, of: imagePath, isWritable: isWritable)
         if let opened = remote.opened { return opened }
         do throws(DiskError) {
             // An address is no path: a file that has the name of its last part is another one.
             let found = try find(names.filter { !isAddress($0) }, of: imagePath, what: what)
             let storage = try open(found, isWritable: isWritable, name: found.path)
+            if let name = names.first { passed?.note(name, of: imagePath, isAt: found.path) }
             return (storage, found.path, found.identity)
         } catch {
             guard let refused = remote.refused, error.kind == .notFound else { throw error }
@@ -305,6 +332,12 @@ struct FileFinder: CompanionOpener {
 
     func createCompanion(_ name: String, of imagePath: String) throws(DiskError) -> (storage: any Storage, path: String)
     {
+        if let passed, passed.isSole {
+            throw DiskError(
+                .unsupported,
+                "the file \(name.printable(limit: 200)) would have to be made, which this process does "
+                    + "not: close the disk first", image: imagePath)
+        }
         let path = FilePath(Self.folder(of: imagePath)).appending(name).string
         let file = try FileStorage(creating: path)
         created.withLock { $0.append(path) }

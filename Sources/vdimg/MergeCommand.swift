@@ -18,6 +18,9 @@ struct MergeCommand: ParsableCommand {
             called again. IMAGE must be the top of its chain: other images over one that changes or goes away would \
             be lost, so merging is refused when there is one beside them.
 
+            The disk may be mounted meanwhile with vdmount, which then does the work and goes on reading and writing. \
+            Ctrl-C stops it, and the disk goes on with the images that it had.
+
             EXAMPLES
               vdimg merge disk-001.vmdk                        disk-001 into its parent
               vdimg merge disk-003.vmdk --to disk.vmdk         all snapshots into the base
@@ -44,13 +47,27 @@ struct MergeCommand: ParsableCommand {
         merge.keepsFiles = keep
         merge.ignoresOtherChildren = force
         try progress.run { [merge] (control) throws(DiskError) in
-            let outcome = try merge.run(control)
+            let outcome = try run(merge, control)
             guard !progress.quiet else { return }
             print("\(outcome.source): merged into \(outcome.target)".printable())
             if keep, !outcome.obsoleteFiles.isEmpty {
                 print("not needed any more: \(outcome.obsoleteFiles.joined(separator: ", "))".printable())
             }
         }
+    }
+}
+
+extension MergeCommand {
+    /// Merges here, or has the daemon do it that serves the disk.
+    private func run(_ merge: ChainMerge, _ control: OperationControl) throws(DiskError) -> ChainMerge.Outcome {
+        if let mounted = try MountedChain.withTop(path) {
+            return try MountedMerge(mounted: mounted, merge: merge).run(control)
+        }
+        // Merged away before, by a call that ended before it had removed the file.
+        if merge.source == .number(0), let mounted = try MountedMerge.whereLeft(path) {
+            return try MountedMerge.finish(path, mounted, keepsFiles: keep)
+        }
+        return try merge.run(control)
     }
 }
 

@@ -1,6 +1,7 @@
 import ArgumentParser
 import CommandSupport
 import DiskStorage
+import FuseHost
 import VirtualDisk
 
 /// `vdimg snapshot`: a new image over another.
@@ -14,6 +15,9 @@ struct SnapshotCommand: ParsableCommand {
             EXAMPLES
               vdimg snapshot disk.vmdk                         makes disk-001.vmdk
               vdimg snapshot --format qcow2 disk.raw before-update.qcow2
+
+            If vdmount serves IMAGE's disk for writing, the new image becomes the top one of the mounted disk, which \
+            goes on meanwhile. A read-only mount goes on showing IMAGE.
 
             'vdimg merge NEW' takes a snapshot back: what was written since goes into IMAGE.
             """)
@@ -43,7 +47,16 @@ struct SnapshotCommand: ParsableCommand {
         image.parentOptions = imageOptions.values
         var snapshot = ImageSnapshot(of: path, image: image)
         snapshot.format = parentFormat
-        try reportingErrors { () throws(DiskError) in
+        try reportingErrors { [snapshot] () throws(DiskError) in
+            if let mounted = try MountedChain.all(with: path).first(where: { $0.number(of: path) == 0 }),
+                mounted.chain.isWritable
+            {
+                let created = try MountedSnapshot(mounted: mounted, snapshot: snapshot).run()
+                if !quiet {
+                    print("\(created): over \(path), on top of the disk at \(mounted.daemon.mountpoint)".printable())
+                }
+                return
+            }
             let created = try snapshot.create()
             if !quiet { print("\(created): over \(path)".printable()) }
         }

@@ -18,6 +18,7 @@ struct RunningMount {
     private let disk: Disk
     private let session: MountSession
     private let partitions: PartitionFiles
+    private let chain: ChainControl
     /// What reaches the servers that hold images, if any do.
     private let storages: StorageProcess?
     private let logger: Logger
@@ -35,31 +36,36 @@ struct RunningMount {
         do throws(HostError) { place = try Mountpoint(path) } catch { throw MountFailure(text: "\(error)") }
         for warning in place.warnings { Daemon.say("vdmount: \(warning)") }
         let shown: String
+        let passed = PassedFiles()
         do throws(DiskError) {
             let provider = try NetworkStorages(
                 options: request.storageOptions, allowedAddresses: request.allowedAddresses)
             shown = provider.shownName(image)
             let isRemote = provider.recognizes(image) || !request.allowedAddresses.isEmpty
             storages = isRemote ? try Self.startStorages(request) : nil
-            disk = try Disk.open(image, options: Self.options(request, notices, storages ?? provider))
+            disk = try Disk.open(image, options: Self.options(request, notices, passed, storages ?? provider))
         } catch {
             throw MountFailure(text: "\(error)", errno: error.errnoValue)
         }
         notices.isServing = true
         partitions = PartitionFiles(disk, request, logger)
         let file = partitions.makeWhole()
-        let images = disk.layers.map { MountStatus.Image(path: Self.realPath($0.path), format: $0.format) }
+        let chain = ChainControl(disk, passed, logger)
+        self.chain = chain
         let cacheFile = disk.blockCacheUse == nil ? nil : request.cacheFile.map(Self.realPath)
         do throws(HostError) {
-            session = try Self.mount(file, image: shown, at: place, request, keeper, storages) { [disk] question in
-                guard question == "status" else { return nil }
-                return try? jsonText(Self.status(disk, images, file, at: place.path, cacheFile: cacheFile))
+            session = try Self.mount(file, image: shown, at: place, request, keeper, (passed, storages)) {
+                [disk] question, connection in
+                guard question == "status" else { return chain.answer(question, connection) }
+                let status = Self.status(disk, file, at: place.path, cacheFile: cacheFile)
+                return (try? jsonText(status)).map { .text($0) } ?? .unknown
             }
         } catch {
             try? disk.close()
             storages?.end()
             throw MountFailure(text: "\(error)")
         }
+        chain.begin(session)
         if place.isFolder, let warning = partitions.begin(session) { Daemon.say("vdmount: \(shown): \(warning)") }
         if let size = disk.sectorSize { Daemon.say("vdmount: \(shown): \(Self.sectorNote(size))") }
         let mode = request.isWritable ? "read-write" : "read-only"
@@ -78,12 +84,13 @@ struct RunningMount {
     }
 
     private static func options(
-        _ request: MountRequest, _ notices: CacheNotices, _ provider: any StorageProvider
+        _ request: MountRequest, _ notices: CacheNotices, _ passed: PassedFiles, _ provider: any StorageProvider
     ) -> DiskOptions {
         var options = DiskOptions(
             isWritable: request.isWritable, format: request.format, allowedFolders: request.allowedFolders)
         options.snapshot = request.snapshot
         options.storageProvider = provider
+        options.passedFiles = passed
         options.overlay = request.overlay
         // The session does it: a timer of the disk's would be a thread before the process is confined.
         options.lazyFlushInterval = 0
@@ -97,7 +104,7 @@ struct RunningMount {
 
     private static func mount(
         _ file: DiskFile, image: String, at place: Mountpoint, _ request: MountRequest, _ keeper: Keeper,
-        _ storages: StorageProcess?, answer: @escaping @Sendable (String) -> String?
+        _ files: (passed: PassedFiles, storages: StorageProcess?), answer: @escaping ControlHandler
     ) throws(HostError) -> MountSession {
         var options = MountOptions(source: realPath(image), isReadOnly: !request.isWritable)
         options.extra = request.kernelOptions
@@ -109,7 +116,8 @@ struct RunningMount {
         let session = try MountSession(files: [file], shape: shape, options: options, keeper: keeper)
         let confine = { () throws(HostError) -> [String] in
             // All images are open: what they make of this process shall not have others opened.
-            do throws(DiskError) { try storages?.seal() } catch {
+            files.passed.isSole = true
+            do throws(DiskError) { try files.storages?.seal() } catch {
                 throw HostError(subject: image, reason: "\(error)")
             }
             return request.isConfined ? try Confinement.begin() : []
@@ -121,14 +129,15 @@ struct RunningMount {
     }
 
     private static func status(
-        _ disk: Disk, _ images: [MountStatus.Image], _ file: DiskFile, at path: String, cacheFile: String?
+        _ disk: Disk, _ file: DiskFile, at path: String, cacheFile: String?
     ) -> MountStatus {
         let traffic = file.traffic
         let cache = disk.blockCacheUse
         let tables = disk.tableCacheUse
         return MountStatus(
             mountpoint: path, process: getpid(), mode: disk.isWritable ? "rw" : "ro",
-            images: images, size: disk.size, bytesRead: traffic.read, bytesWritten: traffic.written,
+            images: disk.layers.map { .init(path: $0.path, format: $0.format) }, size: disk.size,
+            bytesRead: traffic.read, bytesWritten: traffic.written,
             cachedBytes: tables.cached,
             dirtyBytes: tables.dirty, cacheFile: cacheFile, cacheHitBytes: cache?.hitBytes,
             cacheMissBytes: cache?.missBytes, cacheUsedBytes: cache?.cachedBytes)
@@ -152,8 +161,9 @@ struct RunningMount {
                         return "\(error)"
                     }
                 },
-                close: { [disk, partitions, storages] in
+                close: { [disk, partitions, chain, storages] in
                     service.stopping()
+                    chain.end()
                     partitions.end()
                     defer { storages?.end() }
                     do throws(DiskError) {
@@ -172,6 +182,7 @@ struct RunningMount {
 
     /// Unmounts and closes at once, for a caller that went away.
     func abandon() -> String? {
+        chain.end()
         partitions.end()
         session.cancel()
         defer { storages?.end() }

@@ -227,6 +227,28 @@ int fuseshim_control_accept(int listening, uid_t *user);
 int fuseshim_control_connect(const char *path, uid_t *user);
 /* Nothing more will be sent. */
 void fuseshim_control_end_sending(int descriptor);
+/* Nothing more will be sent or received, by whichever thread. */
+void fuseshim_control_end(int descriptor);
+
+/* The most descriptors of one message: Linux' SCM_MAX_FD. unix(7) */
+#define FUSESHIM_MAX_PASSED 253
+
+/*
+ * Receives what is there: bytes, 0 at the end, or -errno (-EAGAIN if nothing is). Descriptors that came with it are the
+ * caller's: their numbers go into `passed`, which has room for FUSESHIM_MAX_PASSED, how many into `count`. -EMFILE if
+ * not all of them could be had; then none is left.
+ */
+ssize_t fuseshim_control_receive(int descriptor, void *buffer, size_t size, int *passed, size_t *count);
+
+/* Sends bytes and with them descriptors: how many bytes went (with descriptors: with the first of them), or -errno. */
+ssize_t fuseshim_control_send(int descriptor, const void *bytes, size_t size, const int *passed, size_t count,
+                              bool waits);
+
+/* Waits until there is something to receive, or the end: 1; 0 if the time is over or a signal came; -errno. */
+int fuseshim_control_wait(int descriptor, int milliseconds);
+
+/* Whether nothing is there to be received, and the other side has not ended. */
+bool fuseshim_control_is_quiet(int descriptor);
 
 /*
  * Waits for either: the number of the signal that came, 0 if the event was raised, or -errno; -ETIMEDOUT after so many

@@ -44,6 +44,12 @@ public struct ChainMerge: Sendable {
         public let target: String
         /// The files that are not needed any more, and are removed unless they were to be kept.
         public let obsoleteFiles: [String]
+
+        public init(source: String, target: String, obsoleteFiles: [String]) {
+            self.source = source
+            self.target = target
+            self.obsoleteFiles = obsoleteFiles
+        }
     }
 
     /// Merges. On `DiskError.Kind.cancelled` and other errors the chain shows what it did, and can be merged again.
@@ -68,14 +74,14 @@ public struct ChainMerge: Sendable {
     }
 
     /// The images of the chain, unlocked and without their extents: to find out what is to be done.
-    private static func look(at top: String, _ options: DiskOptions) throws(DiskError) -> [Layer] {
+    static func look(at top: String, _ options: DiskOptions) throws(DiskError) -> [Layer] {
         var options = options
         options.locksImages = false
         return try ChainOpener(options: options).open(top, mode: .information, withParents: true)
     }
 
     /// The number of an image that is named; nil: a file that is none of the chain's.
-    private func index(of image: Image, in layers: [Layer]) throws(DiskError) -> Int? {
+    func index(of image: Image, in layers: [Layer]) throws(DiskError) -> Int? {
         switch image {
         case .number(let number):
             guard layers.indices.contains(number) else {
@@ -98,7 +104,7 @@ public struct ChainMerge: Sendable {
         }
     }
 
-    private func targetIndex(in layers: [Layer], from source: Int) throws(DiskError) -> Int {
+    func targetIndex(in layers: [Layer], from source: Int) throws(DiskError) -> Int {
         guard let target else {
             guard source + 1 < layers.count else {
                 throw DiskError(

@@ -45,15 +45,8 @@ extension Disk {
         if image.allowedFolders.isEmpty { snapshot.image.allowedFolders = opener?.options.allowedFolders ?? [] }
         snapshot.image.size = size
         var path = ""
-        // The new image's maker reads the file of the top one, which nobody may write to meanwhile.
-        try current.change(locks) { (chain) throws(DiskError) in
-            if isWritable {
-                // From its first write on, an image keeps what children record of it; before it, that may yet change.
-                try chain.beginWriting()
-                try chain.flush()
-            }
-            path = try snapshot.create(over: top.backend.format)
-        }
+        try whileWaiting(toMakeSnapshot: { () throws(DiskError) in path = try snapshot.create(over: top.backend.format)
+            })
         do throws(DiskError) {
             try push(path, format: snapshot.image.format)
         } catch {
@@ -64,6 +57,19 @@ extension Disk {
             throw error
         }
         return path
+    }
+
+    /// Runs `body`, which makes a new image over the top one, to be put on top with ``push(_:format:)``. Requests wait
+    /// meanwhile: who makes it reads the file of the top one.
+    public func whileWaiting(toMakeSnapshot body: () throws(DiskError) -> Void) throws(DiskError) {
+        try current.change(locks) { (chain) throws(DiskError) in
+            if isWritable {
+                // From its first write on, an image keeps what children record of it; before it, that may yet change.
+                try chain.beginWriting()
+                try chain.flush()
+            }
+            try body()
+        }
     }
 
     /// Takes the top image away: the disk shows what the one below does, which is opened as the top one was. Its files

@@ -13,15 +13,19 @@ extension Disk {
     ///
     /// Of a disk with an overlay the images below it are merged. `DiskError.Kind.unsupported` for the overlay itself,
     /// and where what an overlay with a name records of the image below it would not be true any more.
+    ///
+    /// - Parameter whenDetached: Called when the images have changed places, before any request goes on: nothing was
+    ///   written yet that the images which are not part of the disk any more could be read over.
     public func merge(
-        _ source: Int, into target: Int, keepsFiles: Bool = false, control: OperationControl = OperationControl()
+        _ source: Int, into target: Int, keepsFiles: Bool = false, control: OperationControl = OperationControl(),
+        whenDetached: () -> Void = {}
     ) throws(DiskError) -> ChainMerge.Outcome {
         try checkChangeable(withOverlay: true)
         var outcome: ChainMerge.Outcome?
         try changing.withLock { (_) throws(DiskError) in
             let merge = try LiveMerge(self, source, target)
             try merge.check()
-            outcome = try merge.run(control, keepsFiles: keepsFiles)
+            outcome = try merge.run(control, keepsFiles: keepsFiles, whenDetached)
         }
         guard let outcome else { preconditionFailure("a merge that did not fail has an outcome") }
         return outcome

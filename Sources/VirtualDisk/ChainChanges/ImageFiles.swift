@@ -16,8 +16,9 @@ struct ImageFiles: Sendable {
 
     /// All files of `layers` that are regular ones and none of which belongs to one of `others` too: of an image that
     /// lies on a device, nothing is removed but its descriptor.
-    init(of layers: some Sequence<Layer>, but others: some Sequence<Layer>) throws(DiskError) {
-        let finder = FileFinder()
+    init(
+        of layers: some Sequence<Layer>, but others: some Sequence<Layer>, by finder: FileFinder = FileFinder()
+    ) throws(DiskError) {
         var kept: Set<FileIdentity> = []
         for layer in others {
             for path in layer.backend.files {
@@ -37,6 +38,15 @@ struct ImageFiles: Sendable {
 
     /// Their paths.
     var paths: [String] { files.map(\.path) }
+
+    /// Opens each by one descriptor: for writing too, if that is wanted.
+    func open(isWritable: Bool) throws(DiskError) -> [PassableFile] {
+        var opened: [PassableFile] = []
+        for file in files {
+            opened.append(try PassableFile(file.path, file.identity, isWritable ? [.writing] : [.reading]))
+        }
+        return opened
+    }
 
     /// Removes those that are still the same files; one that is gone already is no error.
     func remove() throws(DiskError) {

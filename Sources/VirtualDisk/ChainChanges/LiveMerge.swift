@@ -95,10 +95,13 @@ struct LiveMerge {
 
     // MARK: - All steps
 
-    func run(_ control: OperationControl, keepsFiles: Bool) throws(DiskError) -> ChainMerge.Outcome {
+    func run(
+        _ control: OperationControl, keepsFiles: Bool, _ whenDetached: () -> Void
+    ) throws(DiskError) -> ChainMerge.Outcome {
         let before = disk.current.chain.layers
         let files = try ImageFiles(
-            of: before[goers], but: Array(before[..<goers.lowerBound] + before[goers.upperBound...]))
+            of: before[goers], but: Array(before[..<goers.lowerBound] + before[goers.upperBound...]),
+            by: disk.opener?.finder ?? FileFinder())
         let dirty = isActive ? DirtyRegions(size: disk.size, regionSize: disk.locks.regionSize) : nil
         do throws(DiskError) {
             try disk.current.change(disk.locks) { (chain) throws(DiskError) in
@@ -116,7 +119,11 @@ struct LiveMerge {
             try cutOff(copy.target)
             // As much of this as can be while requests go on; the disk's own top image is looked after by its flushes.
             if target > 0 { try disk.finishRelocating(in: copy.target, isClosing: false) }
-            try finish(copy, dirty)
+            try finish(copy, dirty) {
+                // Over a target that is written to they would show what the disk never did. What fails shows below.
+                if isActive, !keepsFiles { try? files.remove() }
+                whenDetached()
+            }
         } catch {
             restore()
             throw error
@@ -252,7 +259,9 @@ struct LiveMerge {
     // MARK: - The end
 
     /// Puts the images in their new order, while all requests wait.
-    private func finish(_ copy: LayerCopy, _ dirty: DirtyRegions?) throws(DiskError) {
+    private func finish(
+        _ copy: LayerCopy, _ dirty: DirtyRegions?, _ whenDetached: () -> Void
+    ) throws(DiskError) {
         try disk.current.change(disk.locks) { (chain) throws(DiskError) in
             if let dirty {
                 for part in dirty.take() { try copy.copyPartLocked(part) }
@@ -272,6 +281,7 @@ struct LiveMerge {
                 writing: source == 0 ? nil : chain.writing,
                 // Images that are not written show the same; the one that is has taken something from them, or given.
                 keepsCached: !disk.isWritable || source > 0 && target > 0)
+            whenDetached()
         }
     }
 
