@@ -60,7 +60,9 @@ struct StableStorageTests {
         var left: Set<String> = []
         var syncs = 0
         for line in try Subprocess.run(["cat", log]).outputText.split(separator: "\n") {
-            // 4711  pwrite64(5</tmp/new.vmdk>, ""..., 512, 0) = 512
+            // 4711  pwrite64(5</tmp/new.vmdk>, ""..., 512, 0) = 512; one during which another thread calls is said in
+            // two lines, of which the first names the file.
+            if line.contains("<... ") { continue }
             guard let open = line.firstIndex(of: "<"), let close = line.firstIndex(of: ">") else { continue }
             let path = String(line[line.index(after: open)..<close])
             if line.contains("sync(") {
