@@ -45,8 +45,7 @@ extension Disk {
         if image.allowedFolders.isEmpty { snapshot.image.allowedFolders = opener?.options.allowedFolders ?? [] }
         snapshot.image.size = size
         var path = ""
-        try whileWaiting(toMakeSnapshot: { () throws(DiskError) in path = try snapshot.create(over: top.backend.format)
-            })
+        try whileWaiting { () throws(DiskError) in path = try snapshot.create(over: top.backend.format) }
         do throws(DiskError) {
             try push(path, format: snapshot.image.format)
         } catch {
