@@ -170,15 +170,7 @@ struct LiveMerge {
         let upper =
             source == 0 && disk.isWritable
             ? chain : Chain(topFirst: Array(chain.layers[source...]), isWritable: true)
-        let locks = disk.locks
-        var position = range.lowerBound
-        while position < range.upperBound {
-            let end = min(range.upperBound, position + (locks.regionSize - position % locks.regionSize))
-            locks.lockExclusive(position, end - position)
-            defer { locks.unlockExclusive(position, end - position) }
-            try mask(position..<end, in: upper)
-            position = end
-        }
+        try forEachRegion(of: range) { (part) throws(DiskError) in try mask(part, in: upper) }
         try upper.flush()
     }
 
@@ -217,16 +209,26 @@ struct LiveMerge {
         let start = disk.current.chain.layers[source].backend.virtualSize
         guard isDownwards, start < upper.size else { return }
         try upper.beginWriting()
-        let locks = disk.locks
-        var position = start
-        while position < upper.size {
-            let end = min(upper.size, position + (locks.regionSize - position % locks.regionSize))
-            locks.lockExclusive(position, end - position)
-            defer { locks.unlockExclusive(position, end - position) }
-            try upper.discardLocked(position, end - position)
-            position = end
+        try forEachRegion(of: start..<upper.size) { (part) throws(DiskError) in
+            try upper.discardLocked(part.lowerBound, part.upperBound - part.lowerBound)
         }
         try upper.flush()
+    }
+
+    /// Calls `body` with the parts of a range that lie in one region each, which is locked meanwhile.
+    private func forEachRegion(
+        of range: Range<UInt64>, _ body: (Range<UInt64>) throws(DiskError) -> Void
+    ) throws(DiskError) {
+        let locks = disk.locks
+        var next = range.lowerBound
+        while next < range.upperBound {
+            let start = next
+            let length = min(range.upperBound - start, locks.regionSize - start % locks.regionSize)
+            next += length
+            locks.lockExclusive(start, length)
+            defer { locks.unlockExclusive(start, length) }
+            try body(start..<start + length)
+        }
     }
 
     // MARK: - Copying
