@@ -1,6 +1,7 @@
 import DiskStorage
 import DiskTesting
 import Glibc
+import Testing
 
 /// A file system in a file, mounted.
 final class LoopFileSystem: Sendable {
@@ -31,9 +32,16 @@ final class LoopFileSystem: Sendable {
 
     /// Mounts it again, as it is on the device.
     func restart() throws {
-        try Peer.run("umount", path)
+        unmount()
         try mount()
     }
 
-    func unmount() { _ = try? Subprocess.run(["umount", path]) }
+    /// A process that another test starts has all descriptors of this one, until it runs its program.
+    func unmount() {
+        for _ in 0..<100 {
+            if let result = try? Subprocess.run(["umount", path]), result.status == 0 { return }
+            usleep(100_000)
+        }
+        Issue.record("\(path) cannot be unmounted")
+    }
 }
