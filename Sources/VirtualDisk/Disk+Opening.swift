@@ -298,6 +298,7 @@ struct ChainOpener {
     ) throws(DiskError) -> (layer: Layer, identity: FileIdentity)? {
         var quiet = options
         quiet.locksImages = false
+        quiet.passedFiles = nil
         let probe = ChainOpener(options: quiet)
         var failure: DiskError?
         for path in finder.neighbours(of: childPath) {

@@ -9,8 +9,8 @@ internal import Glibc
 /// open under that path, by device and inode, or one that was introduced as part of a new image.
 ///
 /// A file is passed by several descriptors for reading and several for writing, each of an opening of its own: what is
-/// only read is read through one that can do no more, and each time that the file is opened here one of them is used up,
-/// since image locks belong to an opening (an open file description), and pass from one to the next.
+/// only read is read through one that can do no more, and each time that the file is opened here one of them is used
+/// up, since image locks belong to an opening (an open file description), and pass from one to the next.
 public final class PassedFiles: Sendable {
     /// How an image calls one of its files.
     private struct Name: Hashable {
@@ -33,14 +33,19 @@ public final class PassedFiles: Sendable {
 
     private struct State {
         var isSole = false
-        var open: [String: OpenFile] = [:]
+        /// A file may be open more than once: as what an image is, and while its header is looked at.
+        var open: [String: [OpenFile]] = [:]
         var companions: [Name: String] = [:]
         var introduced: [String: FileIdentity] = [:]
         var passed: [FileIdentity: Descriptors] = [:]
         var replacer: Replacer?
+
+        func identity(at path: String) -> FileIdentity? {
+            open[path]?.reversed().lazy.compactMap { $0.storage?.identity }.first
+        }
     }
 
-    /// Replaces the content of a file as ``FileReplacer/replace(_:with:isLocked:)`` says, and answers more descriptors
+    /// Replaces the content of a file as `FileReplacer.replace(_:with:isLocked:)` says, and answers more descriptors
     /// than that: first the one for writing which has the lock, then others of the same file.
     public typealias Replacer = @Sendable (FileIdentity, [UInt8], Bool) throws(DiskError) -> [Int32]
 
@@ -60,7 +65,7 @@ public final class PassedFiles: Sendable {
 
     /// Takes over a descriptor, and closes it if it is of no use; answers the file's identity.
     ///
-    /// ``DiskError/Kind/refused`` for what is neither a regular file nor a block device, or can only be written.
+    /// `DiskError.Kind.refused` for what is neither a regular file nor a block device, or can only be written.
     @discardableResult
     public func take(_ descriptor: Int32) throws(DiskError) -> FileIdentity {
         let found: (identity: FileIdentity, isWritable: Bool)
@@ -135,7 +140,7 @@ public final class PassedFiles: Sendable {
 
     /// Which file this process has open at a path; nil: none.
     public func identity(of path: String) -> FileIdentity? {
-        state.withLock { $0.open[path]?.storage?.identity }
+        state.withLock { $0.identity(at: path) }
     }
 
     /// The names that an image has for its other files, with their paths.
@@ -148,8 +153,11 @@ public final class PassedFiles: Sendable {
     /// Notes a file that was opened.
     func note(_ file: FileStorage, at path: String) {
         state.withLock { state in
-            state.open = state.open.filter { $0.value.storage != nil }
-            state.open[path] = OpenFile(storage: file)
+            for known in state.open.keys {
+                state.open[known]?.removeAll { $0.storage == nil }
+                if state.open[known]?.isEmpty == true { state.open[known] = nil }
+            }
+            state.open[path, default: []].append(OpenFile(storage: file))
         }
     }
 
@@ -167,7 +175,7 @@ public final class PassedFiles: Sendable {
     /// A descriptor of the file at a path, which is the caller's.
     func descriptor(at path: String, isWritable: Bool) throws(DiskError) -> (descriptor: Int32, file: FileIdentity) {
         let found = state.withLock { state -> (Int32, FileIdentity)? in
-            guard let identity = state.introduced[path] ?? state.open[path]?.storage?.identity else { return nil }
+            guard let identity = state.introduced[path] ?? state.identity(at: path) else { return nil }
             let descriptor =
                 isWritable ? state.passed[identity]?.forWriting.popLast() : state.passed[identity]?.forReading.popLast()
             return descriptor.map { ($0, identity) }

@@ -151,8 +151,10 @@ final class ChainControl: Sendable {
         let own = Set(disk.openImages.flatMap(\.files))
         var received = Received()
         var patience = takesImage ? Self.creationPatience : Self.patience
+        let end = ContinuousClock.now + .milliseconds(Self.creationPatience + Self.patience)
         do throws(DiskError) {
             while true {
+                guard ContinuousClock.now < end else { throw DiskError(.cancelled, "vdimg takes too long") }
                 guard case .text(let line) = connection.line(within: patience) else {
                     throw DiskError(.cancelled, "vdimg ended before it had said all")
                 }

@@ -167,7 +167,7 @@ extension MountTests {
                     "type=nbd,id=e,node-name=n,writable=on")
                 expectEventually { (try? FileStatus(stage.file("nbd"))) != nil }
                 let refused = try attempt(Programs.vdimg, "merge", top)
-                expectRefused(refused, "in use by process \(daemon.pid)")
+                expectRefused(refused, "by process \(daemon.pid)")
                 try daemon.end(SIGTERM)
             }
         }
