@@ -196,16 +196,16 @@ tsan: deps
 	$(SWIFT) test $(BUILD_FLAGS) --scratch-path .build/tsan --sanitize thread \
 	    --skip MountTests --skip PowerCutTests --skip Hostile
 
-## fuzz: libFuzzer with the address sanitizer on images, partition tables, block caches; FUZZ_SECONDS=300 long each
+## fuzz: libFuzzer with the address sanitizer on images, their changes, tables, caches, servers; FUZZ_SECONDS=300 each
 .PHONY: fuzz
 FUZZ_SECONDS ?= 300
 FUZZ_CORPUS  ?= .build/fuzz-corpus
-FUZZ_TARGETS ?= fuzz fuzz-partitions fuzz-cache
+FUZZ_TARGETS ?= fuzz fuzz-change fuzz-partitions fuzz-cache fuzz-network
 fuzz: deps
 	@if [ ! -f Tests/Fuzz/Package.swift ]; then echo "make fuzz: Tests/Fuzz/Package.swift is missing." >&2; exit 1; fi
 	@for target in $(FUZZ_TARGETS); do \
 	    $(SWIFT) build --package-path Tests/Fuzz --scratch-path .build/fuzz -c release \
-	        --sanitize fuzzer --sanitize address -Xswiftc -parse-as-library \
+	        --sanitize fuzzer --sanitize address -Xswiftc -parse-as-library -Xswiftc -enable-testing \
 	        -Xswiftc -sanitize-coverage=edge,inline-8bit-counters,pc-table,trace-cmp --product $$target; \
 	    corpus=$(FUZZ_CORPUS)/$$target; \
 	    python3 Tests/Fuzz/seeds.py $$target $$corpus; \

@@ -104,8 +104,8 @@ public protocol EditableBackend: ImageBackend {
     /// block, the caller has made sure that this image holds that block, or that its parent has zeros behind the disk's
     /// end up to the end of the block.
     ///
-    /// Of a disk that gets smaller the blocks that end up outside are given up; the caller has made sure that nothing of
-    /// worth is in them. ``DiskError/Kind/unsupported`` where this image cannot have that size.
+    /// Of a disk that gets smaller the blocks that end up outside are given up; the caller has made sure that nothing
+    /// of worth is in them. ``DiskError/Kind/unsupported`` where this image cannot have that size.
     func resize(to size: UInt64, hidingParentUpTo parentEnd: UInt64) throws(DiskError)
 }
 

@@ -118,33 +118,54 @@ struct ExtFreeSpaceReader<Source: SectorSource> {
         DiskError(.invalidImage, "its free space stays: \(message)")
     }
 
+    /// Ranges of metadata at most: 16 MiB of them, which is what the largest file systems have whose groups are each
+    /// in one piece.
+    private static var rangeLimit: Int { 1 << 20 }
+
     /// Notes where bitmaps and inode tables lie: of a group whose bitmap was never written they may be in it.
     private mutating func findMetadata() throws(DiskError) {
-        var ranges: [Range<UInt64>] = []
-        func add(_ start: UInt64, _ count: UInt64) throws(DiskError) {
+        // One list a kind: with flex_bg those of many groups lie side by side.
+        var kinds = [[Range<UInt64>]](repeating: [], count: 3)
+        func add(_ start: UInt64, _ count: UInt64, _ kind: Int) throws(DiskError) {
             let (end, overflow) = start.addingReportingOverflow(count)
             guard start >= geometry.firstDataBlock, !overflow, end <= geometry.blockCount else {
                 throw invalid("a bitmap or inode table lies outside, at block \(start)")
             }
-            if let last = ranges.last, last.upperBound == start {
-                ranges[ranges.count - 1] = last.lowerBound..<end
+            if let last = kinds[kind].last, last.upperBound == start {
+                kinds[kind][kinds[kind].count - 1] = last.lowerBound..<end
             } else if count > 0 {
-                ranges.append(start..<end)
+                kinds[kind].append(start..<end)
             }
         }
-        // One kind after the other: with flex_bg those of many groups lie side by side.
-        for kind in 0..<3 {
-            for number in 0..<geometry.groupCount {
-                let group = try group(number)
-                switch kind {
-                case 0: try add(group.blockBitmap, 1)
-                case 1: try add(group.inodeBitmap, 1)
-                default: try add(group.inodeTable, geometry.inodeTableBlocks)
-                }
+        for number in 0..<geometry.groupCount {
+            let group = try group(number)
+            try add(group.blockBitmap, 1, 0)
+            try add(group.inodeBitmap, 1, 1)
+            try add(group.inodeTable, geometry.inodeTableBlocks, 2)
+            if kinds[0].count + kinds[1].count + kinds[2].count >= Self.rangeLimit / 4 { try join(&kinds) }
+        }
+        try join(&kinds)
+    }
+
+    /// Adds ranges to those of the metadata, and makes one of those that touch each other.
+    private mutating func join(_ kinds: inout [[Range<UInt64>]]) throws(DiskError) {
+        for index in kinds.indices {
+            metadata += kinds[index]
+            kinds[index] = []
+        }
+        metadata.sort { $0.lowerBound < $1.lowerBound }
+        var count = 0
+        for range in metadata {
+            if count > 0, metadata[count - 1].upperBound >= range.lowerBound {
+                let last = metadata[count - 1]
+                metadata[count - 1] = last.lowerBound..<max(last.upperBound, range.upperBound)
+            } else {
+                metadata[count] = range
+                count += 1
             }
         }
-        ranges.sort { $0.lowerBound < $1.lowerBound }
-        metadata = ranges
+        metadata.removeLast(metadata.count - count)
+        guard count <= Self.rangeLimit else { throw invalid("its bitmaps and inode tables lie in too many places") }
     }
 
     // MARK: - Bitmaps

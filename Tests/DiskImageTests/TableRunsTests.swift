@@ -60,7 +60,9 @@ struct TableRunsTests {
     /// What a search goes through does not drive out what requests use.
     @Test func longRunsLeaveTheCacheAlone() throws {
         let reads = Locked(0)
-        let storage = CountingStorage(PagedStorage(length: 64 << 20), reads)
+        let storage = ObservedStorage(PagedStorage(length: 64 << 20)) { (access) throws(DiskError) in
+            if case .read = access { reads.withLock { $0 += 1 } }
+        }
         let set = TableSet(cache: TableCache(capacity: 64 << 10))
         let table = set.table(in: storage)
         let places = (0..<8).map { UInt64($0) << 23 }
@@ -72,37 +74,4 @@ struct TableRunsTests {
         #expect(between - before < 64 << 20 / 4096 / 8, "a long run was read page by page")
         #expect(reads.withLock { $0 } == between, "a long run took the place of pages that are in use")
     }
-}
-
-/// Counts reads.
-private final class CountingStorage: Storage {
-    let traits = StorageTraits(isWritable: true)
-    let name = "counting"
-    private let inner: PagedStorage
-    private let reads: Locked<Int>
-
-    init(_ inner: PagedStorage, _ reads: Locked<Int>) {
-        self.inner = inner
-        self.reads = reads
-    }
-
-    func length() -> UInt64 { inner.length() }
-
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) -> Int {
-        reads.withLock { $0 += 1 }
-        return inner.read(into: buffer, at: offset, for: purpose)
-    }
-
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-
-    func setLength(_ length: UInt64) throws(DiskError) { try inner.setLength(length) }
-    func flush() {}
-    func allocatedBytes() -> UInt64 { inner.allocatedBytes() }
-    func nextData(from offset: UInt64) -> Range<UInt64>? { inner.nextData(from: offset) }
 }

@@ -36,7 +36,7 @@ public final class CrashLog: Sendable {
     /// Wraps a storage so that what is done to it is recorded. A file that was recorded before goes on as it was left.
     public func record(_ storage: any Storage) -> any Storage {
         if let known = state.withLock({ $0.names.firstIndex(of: storage.name) }) {
-            return RecordingStorage(storage, file: known, log: self)
+            return observed(storage, file: known)
         }
         let bytes = (try? storage.length()).flatMap {
             try? storage.availableBytes(at: 0, count: Int($0), for: .header)
@@ -46,10 +46,28 @@ public final class CrashLog: Sendable {
             state.initial.append(bytes ?? [])
             return state.names.count - 1
         }
-        return RecordingStorage(storage, file: file, log: self)
+        return observed(storage, file: file)
     }
 
-    func add(_ event: Event) { state.withLock { $0.events.append(event) } }
+    private func observed(_ storage: any Storage, file: Int) -> any Storage {
+        ObservedStorage(
+            storage,
+            after: { [self] (access) throws(DiskError) in
+                if case .flush = access { add(.flush(file: file)) }
+                if case .replaceContents = access { add(.flush(file: file)) }
+            },
+            before: { [self] (access) throws(DiskError) in
+                switch access {
+                case .write(let offset, let bytes, _): add(.write(file: file, offset: offset, bytes: bytes.array))
+                case .discard(let range): add(.discard(file: file, range: range))
+                case .setLength(let length): add(.setLength(file: file, length: length))
+                case .replaceContents(let bytes): add(.replace(file: file, bytes: bytes))
+                case .read, .flush, .startWriteback: break
+                }
+            })
+    }
+
+    private func add(_ event: Event) { state.withLock { $0.events.append(event) } }
 
     /// The way to bring moments back.
     public func replay() -> CrashReplay {
@@ -149,58 +167,4 @@ public struct CrashReplay {
             file.append(contentsOf: repeatElement(0, count: count - file.count))
         }
     }
-}
-
-/// Passes everything on and records it.
-private final class RecordingStorage: Storage {
-    let traits: StorageTraits
-    let name: String
-    private let inner: any Storage
-    private let file: Int
-    private let log: CrashLog
-
-    init(_ inner: any Storage, file: Int, log: CrashLog) {
-        self.inner = inner
-        self.file = file
-        self.log = log
-        name = inner.name
-        var traits = inner.traits
-        traits.descriptor = -1
-        self.traits = traits
-    }
-
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        try inner.read(into: buffer, at: offset, for: purpose)
-    }
-
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        log.add(.write(file: file, offset: offset, bytes: bytes.array))
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        log.add(.discard(file: file, range: range))
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-
-    func setLength(_ length: UInt64) throws(DiskError) {
-        log.add(.setLength(file: file, length: length))
-        try inner.setLength(length)
-    }
-
-    func flush() throws(DiskError) {
-        try inner.flush()
-        log.add(.flush(file: file))
-    }
-
-    func replaceContents(with bytes: [UInt8], for purpose: StoragePurpose) throws(DiskError) {
-        log.add(.replace(file: file, bytes: bytes))
-        try inner.replaceContents(with: bytes, for: purpose)
-        log.add(.flush(file: file))
-    }
-
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

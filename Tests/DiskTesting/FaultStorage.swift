@@ -39,9 +39,13 @@ public final class FaultPlan: Sendable {
     public var eventsWhenLifted: Int? { state.withLock { $0.eventsWhenLifted } }
 
     /// Wraps a storage so that it fails by this plan.
-    public func wrap(_ storage: any Storage) -> any Storage { FaultStorage(storage, self) }
+    public func wrap(_ storage: any Storage) -> any Storage {
+        ObservedStorage(storage) { [self] (access) throws(DiskError) in
+            if access.isChange { try check(access.description) }
+        }
+    }
 
-    fileprivate func check(_ doing: String) throws(DiskError) {
+    private func check(_ doing: String) throws(DiskError) {
         let fails = state.withLock { state in
             defer { state.events += 1 }
             guard let failing = state.failing, state.eventsWhenLifted == nil else { return false }
@@ -52,55 +56,4 @@ public final class FaultPlan: Sendable {
         if fails, kills { kill(getpid(), SIGKILL) }
         if fails { throw .system(errno, doing) }
     }
-}
-
-/// Passes everything on, but for what its plan fails.
-private final class FaultStorage: Storage {
-    let traits: StorageTraits
-    let name: String
-    private let inner: any Storage
-    private let plan: FaultPlan
-
-    init(_ inner: any Storage, _ plan: FaultPlan) {
-        self.inner = inner
-        self.plan = plan
-        name = inner.name
-        var traits = inner.traits
-        traits.descriptor = -1
-        self.traits = traits
-    }
-
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        try inner.read(into: buffer, at: offset, for: purpose)
-    }
-
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        try plan.check("write")
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        try plan.check("discard")
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-
-    func setLength(_ length: UInt64) throws(DiskError) {
-        try plan.check("set the length")
-        try inner.setLength(length)
-    }
-
-    func flush() throws(DiskError) {
-        try plan.check("flush")
-        try inner.flush()
-    }
-
-    func replaceContents(with bytes: [UInt8], for purpose: StoragePurpose) throws(DiskError) {
-        try plan.check("replace the contents")
-        try inner.replaceContents(with: bytes, for: purpose)
-    }
-
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

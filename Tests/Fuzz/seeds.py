@@ -8,9 +8,16 @@ import sys
 import tempfile
 
 
+# What the fuzzer of changes does to each image, in place of the ways of using it that the others have.
+CHANGES = (0, 8, 16, 24, 1, 9, 25, 2, 10, 18, 34, 66, 130, 3, 11, 4, 5, 13, 21, 29, 37, 45, 53, 109, 6, 7)
+operations = None
+
+
 def seed(folder, name, how, image, other=b""):
-    with open(os.path.join(folder, name), "wb") as file:
-        file.write(bytes([how]) + struct.pack("<I", len(image)) + image + other)
+    numbers = (how,) if operations is None else operations if how == 0 else ()
+    for number in numbers:
+        with open(os.path.join(folder, name if operations is None else f"{name}-{number}"), "wb") as file:
+            file.write(bytes([number]) + struct.pack("<I", len(image)) + image + other)
 
 
 def images(folder):
@@ -279,6 +286,8 @@ TABLES = {
             "label: dos\nstart=2048,size=10M,type=83,bootable\nsize=30M,type=5\nsize=5M\nsize=5M\nsize=5M\n"),
     "mbr4096": (["fdisk", "-b", "4096", "DISK"], "o\nn\np\n1\n\n+10M\nn\ne\n2\n\n\nn\nl\n\n+10M\nn\nl\n\n+10M\nw\n"),
     "ext4": (["mkfs.ext4", "-q", "DISK"], ""),
+    "ext2": (["mkfs.ext2", "-q", "-b", "1024", "DISK"], ""),
+    "extmeta": (["mkfs.ext4", "-q", "-O", "^metadata_csum,^uninit_bg,meta_bg,^resize_inode,bigalloc", "DISK"], ""),
     "btrfs": (["mkfs.btrfs", "-q", "-m", "single", "-L", "label", "DISK"], ""),
     "fat12": (["mkfs.vfat", "-F", "12", "-n", "TWELVE", "DISK"], ""),
     "fat32": (["mkfs.vfat", "-F", "32", "-n", "BIG", "DISK"], ""),
@@ -362,9 +371,41 @@ def caches(folder):
                 file.write(bytes([how]) + image)
 
 
+def network(folder):
+    """Answers of web servers, addresses, and messages of the process that reaches servers."""
+    asked = struct.pack("<Q", 0)[:6] + struct.pack("<I", 65535)[:3]
+    for name, status, text in (
+            ("range", 1, "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-65535/1000000\r\nETag: \"a\"\r\n"),
+            ("empty", 9, "HTTP/1.1 416 Range Not Satisfiable\r\nContent-Range: bytes */0\r\n"),
+            ("whole", 0, "HTTP/2 200\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\nETag: W/\"x\"\r\n"),
+            ("later", 12, "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 120\r\nContent-Encoding: gzip\r\n")):
+        for code in (0, 18):
+            head = asked + bytes([code & 1, 1 - code & 1 or code, status]) + struct.pack("<I", 65536)[:3] + b"\0"
+            with open(os.path.join(folder, f"http-{name}-{code}"), "wb") as file:
+                file.write(b"\0" + head + text.encode())
+    words = ["http://h/images/", "http://h/images/a/../b?c", "nbd+unix:///export?socket=/run/x", "..\\b.vmdk",
+             "iscsi://me%secret@10.0.0.1:3260/iqn.2001-04.com.example:disk/1"]
+    with open(os.path.join(folder, "addresses"), "wb") as file:
+        file.write(b"\1" + b"\0".join(word.encode() for word in words))
+
+    def message(code, flag=0, offset=0, length=0, data=b""):
+        return struct.pack("<BBHIQQQ", code, flag, 0, 0, offset, length, len(data)) + data
+
+    opened = message(0, data=b"\0".join([b"0", b"5000", b"w", b"d", b"-", b"http://h/x", b"1"]))
+    failed = message(1, data=b"\0".join([b"system", b"5", b"77", b"a", b"it failed"]))
+    reads = message(0, data=b"\1" * 3000) + message(0, 1, 100, 200)
+    last = message(0, data=b"\2" * 100) + message(0) * 2
+    for name, data in (("open", opened + reads + reads + last), ("failure", opened + failed * 4), ("refusal", failed)):
+        for kind in (2, 3):
+            with open(os.path.join(folder, f"messages-{name}-{kind}"), "wb") as file:
+                file.write(bytes([kind]) + data)
+
+
 if __name__ == "__main__":
     os.makedirs(sys.argv[2], exist_ok=True)
-    makers = {"fuzz": [images, overlays, qed, vhds, vhdxs, vdis, qcow2], "fuzz-partitions": [partitions],
-              "fuzz-cache": [caches]}
+    every = [images, overlays, qed, vhds, vhdxs, vdis, qcow2]
+    makers = {"fuzz": every, "fuzz-change": every, "fuzz-partitions": [partitions], "fuzz-cache": [caches],
+              "fuzz-network": [network]}
+    operations = CHANGES if sys.argv[1] == "fuzz-change" else None
     for make in makers[sys.argv[1]]:
         make(sys.argv[2])

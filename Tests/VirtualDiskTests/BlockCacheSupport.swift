@@ -85,8 +85,8 @@ final class ReadCounter: Sendable {
         { [self] storage in
             storage.name == cache
                 ? storage
-                : PassingStorage(storage) { [self] count, purpose in
-                    guard purpose == .guestData else { return }
+                : ObservedStorage(storage) { [self] (access) throws(DiskError) in
+                    guard case .read(_, let count, .guestData) = access else { return }
                     counts.withLock { counts in
                         counts.calls += 1
                         counts.bytes += count
@@ -95,40 +95,4 @@ final class ReadCounter: Sendable {
                 }
         }
     }
-}
-
-/// Passes everything on, and tells of reads first.
-final class PassingStorage: Storage {
-    private let inner: any Storage
-    private let tell: @Sendable (Int, StoragePurpose) throws(DiskError) -> Void
-    let traits: StorageTraits
-
-    init(_ inner: any Storage, _ tell: @escaping @Sendable (Int, StoragePurpose) throws(DiskError) -> Void) {
-        self.inner = inner
-        self.tell = tell
-        var traits = inner.traits
-        traits.descriptor = -1
-        self.traits = traits
-    }
-
-    var name: String { inner.name }
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        try tell(buffer.count, purpose)
-        return try inner.read(into: buffer, at: offset, for: purpose)
-    }
-
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-
-    func setLength(_ length: UInt64) throws(DiskError) { try inner.setLength(length) }
-    func flush() throws(DiskError) { try inner.flush() }
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

@@ -359,8 +359,8 @@ struct BlockCacheTests {
             wrap: { storage in
                 storage.name != cache || what == "cut"
                     ? storage
-                    : PassingStorage(storage) { (_, purpose) throws(DiskError) in
-                        if isFailing.withLock({ $0 }) { throw .system(EIO, "read") }
+                    : ObservedStorage(storage) { (access) throws(DiskError) in
+                        if case .read = access, isFailing.withLock({ $0 }) { throw .system(EIO, "read") }
                     }
             })
         let disk = try Disk.open(path, options: options)
@@ -383,8 +383,8 @@ struct BlockCacheTests {
             wrap: { storage in
                 storage.name == cache
                     ? storage
-                    : PassingStorage(storage) { (count, purpose) throws(DiskError) in
-                        if count > 8192, purpose == .guestData { throw .system(EIO, "read") }
+                    : ObservedStorage(storage) { (access) throws(DiskError) in
+                        if case .read(_, let count, .guestData) = access, count > 8192 { throw .system(EIO, "read") }
                     }
             })
         let disk = try Disk.open(path, options: options)

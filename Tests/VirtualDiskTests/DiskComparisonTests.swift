@@ -154,7 +154,12 @@ struct DiskComparisonTests {
         }
         let reads = Locked<[String: Int]>([:])
         var options = DiskOptions()
-        options.wrapStorage = { CountingStorage($0, reads) }
+        options.wrapStorage = { storage in
+            ObservedStorage(storage, tellsFile: true) { (access) throws(DiskError) in
+                guard case .read(_, let count, .guestData) = access else { return }
+                reads.withLock { $0[storage.name, default: 0] += count }
+            }
+        }
         let first = try Disk.open(paths[0], options: options)
         let second = try Disk.open(paths[1], options: options)
         reads.withLock { $0 = [:] }
@@ -204,42 +209,4 @@ extension DiskModel {
         }
         return result
     }
-}
-
-/// Counts the bytes of guest data that are read.
-private final class CountingStorage: Storage {
-    let traits: StorageTraits
-    let name: String
-    private let inner: any Storage
-    private let reads: Locked<[String: Int]>
-    var fileIdentity: FileIdentity? { inner.fileIdentity }
-
-    init(_ inner: any Storage, _ reads: Locked<[String: Int]>) {
-        self.inner = inner
-        self.reads = reads
-        name = inner.name
-        var traits = inner.traits
-        traits.descriptor = -1
-        self.traits = traits
-    }
-
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        if purpose == .guestData { reads.withLock { $0[name, default: 0] += buffer.count } }
-        return try inner.read(into: buffer, at: offset, for: purpose)
-    }
-
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-
-    func setLength(_ length: UInt64) throws(DiskError) { try inner.setLength(length) }
-    func flush() throws(DiskError) { try inner.flush() }
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

@@ -43,42 +43,11 @@ struct EarlyWritebackTests {
         try image.create()
         let started = Locked(0)
         var options = test.row.options(isWritable: true)
-        options.wrapStorage = { NotingStorage($0, started) }
+        options.wrapStorage = { storage in
+            ObservedStorage(storage, traits: storage.traits) { (access) throws(DiskError) in
+                if case .startWriteback = access { started.withLock { $0 += 1 } }
+            }
+        }
         return (started, try Disk.open(image.path, options: options))
     }
-}
-
-/// Passes everything on and counts how often it is asked to start writing.
-private final class NotingStorage: Storage {
-    private let inner: any Storage
-    private let started: Locked<Int>
-
-    init(_ inner: any Storage, _ started: Locked<Int>) {
-        self.inner = inner
-        self.started = started
-    }
-
-    var traits: StorageTraits { inner.traits }
-    var name: String { inner.name }
-
-    func startWriteback() {
-        started.withLock { $0 += 1 }
-        inner.startWriteback()
-    }
-
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        try inner.read(into: buffer, at: offset, for: purpose)
-    }
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-    func setLength(_ length: UInt64) throws(DiskError) { try inner.setLength(length) }
-    func allocate(_ length: UInt64) throws(DiskError) { try inner.allocate(length) }
-    func flush() throws(DiskError) { try inner.flush() }
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

@@ -1,23 +1,35 @@
 import DiskStorage
 import DiskTesting
 import Glibc
-import Testing
 
 /// A file system in a file, mounted.
 final class LoopFileSystem: Sendable {
+    /// Where it is mounted.
     let path: String
-    private let file: String
+    /// The file that it is in.
+    let file: String
+    private let options: String
 
-    init(_ type: String, in folder: TemporaryFolder) throws {
-        file = folder.file("\(type).img")
-        path = folder.file("mounted")
-        try FileStorage(creating: file).setLength(1 << 30)
+    /// Makes a new one, in a file of that name and size.
+    init(_ type: String, in folder: TemporaryFolder, name: String = "system", size: UInt64 = 1 << 30) throws {
+        file = folder.file("\(name).img")
+        path = folder.file("\(name).mounted")
+        options = "loop"
+        try FileStorage(creating: file).setLength(size)
         try Peer.run("mkfs.\(type)", "-q", file)
-        try Peer.run("mkdir", path)
+        try Peer.run("mkdir", "-p", path)
         try mount()
     }
 
-    private func mount() throws { try Peer.run("mount", "-o", "loop", file, path) }
+    /// Mounts the one in a file: after a power cut, its journal is replayed then.
+    init(existing type: String, file: String, at path: String) throws {
+        (self.file, self.path) = (file, path)
+        options = type == "xfs" ? "loop,nouuid" : "loop"
+        try Peer.run("mkdir", "-p", path)
+        try mount()
+    }
+
+    private func mount() throws { try Peer.run("mount", "-o", options, file, path) }
 
     /// Bytes that are in use, once everything has its place.
     func usedBytes() throws -> UInt64 {
@@ -32,16 +44,19 @@ final class LoopFileSystem: Sendable {
 
     /// Mounts it again, as it is on the device.
     func restart() throws {
-        unmount()
+        try detach()
         try mount()
     }
 
-    /// A process that another test starts has all descriptors of this one, until it runs its program.
-    func unmount() {
-        for _ in 0..<100 {
-            if let result = try? Subprocess.run(["umount", path]), result.status == 0 { return }
-            usleep(100_000)
+    /// Unmounts it. (Programs that other tests start at the same moment have, until they run, files of it open.)
+    func detach() throws {
+        var result = try Subprocess.run(["umount", path])
+        for _ in 0..<100 where result.status == 32 {
+            usleep(20_000)
+            result = try Subprocess.run(["umount", path])
         }
-        Issue.record("\(path) cannot be unmounted")
+        guard result.status == 0 else { throw DiskError(.system, "umount: \(result.errorText)") }
     }
+
+    func unmount() { try? detach() }
 }

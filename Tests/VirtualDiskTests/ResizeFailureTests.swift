@@ -150,9 +150,9 @@ import Testing
                     event = event as Int
                 ] in
                 let row = try #require(FormatRow.all.first { $0.format == format })
-                let countdown = KillingStorage.Countdown(event)
+                let countdown = KillCountdown(event)
                 try ResizeFailureTests.resize(path, row, to: size) {
-                    $0.traits.isWritable ? KillingStorage($0, countdown) : $0
+                    $0.traits.isWritable ? countdown.wrap($0) : $0
                 }
             }
             try #require(result != nil, "\(test.testDescription): it was not killed where it should be")

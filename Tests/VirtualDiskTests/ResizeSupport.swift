@@ -154,54 +154,21 @@ extension TemporaryFolder {
 }
 
 /// Ends the process before a change or flush of any file, as nothing else does.
-final class KillingStorage: Storage {
-    /// How many changes may still happen.
-    final class Countdown: Sendable {
-        private let left: Locked<Int>
-        init(_ count: Int) { left = Locked(count) }
-        func step() {
-            let isOver = left.withLock { left in
-                left -= 1
-                return left < 0
-            }
-            if isOver { kill(getpid(), SIGKILL) }
+final class KillCountdown: Sendable {
+    private let left: Locked<Int>
+
+    /// - Parameter count: How many changes may still happen.
+    init(_ count: Int) { left = Locked(count) }
+
+    func wrap(_ storage: any Storage) -> any Storage {
+        ObservedStorage(storage) { [self] (access) throws(DiskError) in if access.isChange { step() } }
+    }
+
+    private func step() {
+        let isOver = left.withLock { left in
+            left -= 1
+            return left < 0
         }
+        if isOver { kill(getpid(), SIGKILL) }
     }
-
-    let traits: StorageTraits
-    let name: String
-    private let inner: any Storage
-    private let countdown: Countdown
-
-    init(_ inner: any Storage, _ countdown: Countdown) {
-        self.inner = inner
-        self.countdown = countdown
-        name = inner.name
-        var traits = inner.traits
-        traits.descriptor = -1
-        self.traits = traits
-    }
-
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        try inner.read(into: buffer, at: offset, for: purpose)
-    }
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        countdown.step()
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        countdown.step()
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-    func setLength(_ length: UInt64) throws(DiskError) {
-        countdown.step()
-        try inner.setLength(length)
-    }
-    func flush() throws(DiskError) {
-        countdown.step()
-        try inner.flush()
-    }
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

@@ -155,7 +155,7 @@ struct VDIChainTests {
         let events = Locked<[String]>([])
         var options = DiskOptions(isWritable: true)
         options.lazyFlushInterval = 0
-        options.wrapStorage = { EventStorage($0, events) }
+        options.wrapStorage = { noting($0, events) }
         let disk = try Disk.open(folder.file("base.vdi"), options: options)
         #expect(events.withLock { $0.filter { !$0.hasPrefix("read") } } == [])
         try disk.write([1], at: 0)
@@ -175,7 +175,7 @@ struct VDIChainTests {
         var options = DiskOptions()
         options.wrapStorage = { storage in
             let isOther = ["a.vdi", "b.vdi", "c.iso"].contains { storage.name.hasSuffix($0) }
-            return isOther ? EventStorage(storage, events) : storage
+            return isOther ? noting(storage, events) : storage
         }
         let disk = try Disk.open(folder.file("child.vdi"), options: options)
         _ = try disk.read(at: 0, count: Self.size)
@@ -227,51 +227,17 @@ struct VDIChainTests {
     }
 }
 
-/// Passes everything on, and notes what is done.
-private final class EventStorage: Storage {
-    let traits: StorageTraits
-    let name: String
-    private let inner: any Storage
-    private let events: Locked<[String]>
-
-    init(_ inner: any Storage, _ events: Locked<[String]>) {
-        self.inner = inner
-        self.events = events
-        name = inner.name
-        var traits = inner.traits
-        traits.descriptor = -1
-        self.traits = traits
+/// Notes what is done to a storage.
+private func noting(_ storage: any Storage, _ events: Locked<[String]>) -> any Storage {
+    ObservedStorage(storage) { (access) throws(DiskError) in
+        let event: String
+        switch access {
+        case .read(let offset, _, let purpose): event = "read \(purpose) \(offset)"
+        case .write(let offset, _, let purpose): event = "write \(purpose) \(offset)"
+        case .discard(let range): event = "discard \(range.lowerBound)"
+        case .setLength(let length): event = "set length \(length)"
+        default: event = access.description
+        }
+        events.withLock { $0.append(event) }
     }
-
-    private func note(_ event: String) { events.withLock { $0.append(event) } }
-
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        note("read \(purpose) \(offset)")
-        return try inner.read(into: buffer, at: offset, for: purpose)
-    }
-
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        note("write \(purpose) \(offset)")
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        note("discard \(range.lowerBound)")
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-
-    func setLength(_ length: UInt64) throws(DiskError) {
-        note("set length \(length)")
-        try inner.setLength(length)
-    }
-
-    func flush() throws(DiskError) {
-        note("flush")
-        try inner.flush()
-    }
-
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

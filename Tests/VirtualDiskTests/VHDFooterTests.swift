@@ -1,6 +1,7 @@
 import DiskImage
 import DiskStorage
 import DiskTesting
+import Glibc
 import Testing
 
 @testable import VirtualDisk
@@ -110,7 +111,7 @@ struct VHDFooterTests {
         let limit: UInt64 = 9 << 20
         var options = DiskOptions(isWritable: true)
         options.lazyFlushInterval = 0
-        options.wrapStorage = { ShortStorage($0, limit: limit) }
+        options.wrapStorage = { short($0, limit: limit) }
         let disk = try Disk.open(path, options: options)
         for block in 0..<4 as Range<UInt64> { try disk.write([7], at: block * 100 << 20) }
         #expect { try disk.write([7], at: 900 << 20) } throws: { ($0 as? DiskError)?.errno == 27 }
@@ -146,7 +147,7 @@ struct VHDFooterTests {
             bytes.dropLast(512) + [UInt8](repeating: 0xdd, count: 9 << 20) + bytes.suffix(512), to: "device.vhd")
         var options = DiskOptions(isWritable: true)
         options.lazyFlushInterval = 0
-        options.wrapStorage = { ShortStorage($0, limit: .max, hasFixedLength: true) }
+        options.wrapStorage = { short($0, limit: .max, hasFixedLength: true) }
         let disk = try Disk.open(device, options: options)
         var model = DiskModel(size: 64 << 20)
         for offset in [100, 20 << 20, 33 << 20, 40 << 20] {
@@ -171,45 +172,18 @@ struct VHDFooterTests {
 }
 
 /// A storage that cannot become longer than it is said to; or one of fixed length.
-private final class ShortStorage: Storage {
-    let traits: StorageTraits
-    let name: String
-    private let inner: any Storage
-    private let limit: UInt64
-
-    init(_ inner: any Storage, limit: UInt64, hasFixedLength: Bool = false) {
-        self.inner = inner
-        self.limit = limit
-        name = inner.name
-        var traits = inner.traits
-        traits.descriptor = -1
-        traits.hasFixedLength = hasFixedLength
-        self.traits = traits
+private func short(_ storage: any Storage, limit: UInt64, hasFixedLength: Bool = false) -> any Storage {
+    var traits = storage.traits
+    traits.descriptor = -1
+    traits.hasFixedLength = hasFixedLength
+    return ObservedStorage(storage, traits: traits) { (access) throws(DiskError) in
+        let limit = hasFixedLength ? try storage.length() : limit
+        switch access {
+        case .write(let offset, let bytes, _) where offset + UInt64(bytes.count) > limit:
+            throw .system(EFBIG, "write")
+        case .setLength(let length) where length > limit || hasFixedLength:
+            throw .system(EFBIG, "set the length")
+        default: break
+        }
     }
-
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        try inner.read(into: buffer, at: offset, for: purpose)
-    }
-
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        let end = offset + UInt64(bytes.count)
-        let longest = traits.hasFixedLength ? try length() : limit
-        guard end <= longest else { throw .system(27, "write") }  // EFBIG
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-
-    func setLength(_ length: UInt64) throws(DiskError) {
-        guard length <= limit, !traits.hasFixedLength else { throw .system(27, "set the length") }
-        try inner.setLength(length)
-    }
-
-    func flush() throws(DiskError) { try inner.flush() }
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

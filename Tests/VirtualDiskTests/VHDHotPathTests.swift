@@ -70,7 +70,11 @@ import VirtualDisk
         var options = DiskOptions(isWritable: true)
         options.tableCacheSize = 64 << 10
         options.lazyFlushInterval = 0
-        options.wrapStorage = { CountingStorage($0) { purpose in if purpose == .table { reads.withLock { $0 += 1 } } } }
+        options.wrapStorage = { storage in
+            ObservedStorage(storage) { (access) throws(DiskError) in
+                if case .read(_, _, .table) = access { reads.withLock { $0 += 1 } }
+            }
+        }
         let disk = try Disk.open(path, options: options)
         for _ in 0..<5 {
             for offset in stride(from: UInt64(0), to: UInt64(size), by: 64 << 10) {
@@ -81,41 +85,4 @@ import VirtualDisk
         // A page for each bitmap, and those of the table, which are read again in each round.
         #expect(reads.withLock { $0 } < size >> 16 + 100)
     }
-}
-
-/// Passes everything on, and tells of reads.
-private final class CountingStorage: Storage {
-    let traits: StorageTraits
-    let name: String
-    private let inner: any Storage
-    private let note: @Sendable (StoragePurpose) -> Void
-
-    init(_ inner: any Storage, _ note: @escaping @Sendable (StoragePurpose) -> Void) {
-        self.inner = inner
-        self.note = note
-        name = inner.name
-        var traits = inner.traits
-        traits.descriptor = -1
-        self.traits = traits
-    }
-
-    func length() throws(DiskError) -> UInt64 { try inner.length() }
-
-    func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        note(purpose)
-        return try inner.read(into: buffer, at: offset, for: purpose)
-    }
-
-    func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.write(bytes, at: offset, for: purpose)
-    }
-
-    func discard(_ range: Range<UInt64>, mustZero: Bool, for purpose: StoragePurpose) throws(DiskError) {
-        try inner.discard(range, mustZero: mustZero, for: purpose)
-    }
-
-    func setLength(_ length: UInt64) throws(DiskError) { try inner.setLength(length) }
-    func flush() throws(DiskError) { try inner.flush() }
-    func allocatedBytes() throws(DiskError) -> UInt64 { try inner.allocatedBytes() }
-    func nextData(from offset: UInt64) throws(DiskError) -> Range<UInt64>? { try inner.nextData(from: offset) }
 }

@@ -3,7 +3,7 @@ internal import DiskStorage
 /// Grains of zeros in the place of absent ones, which would show the parent's bytes: marked as zeros where the extent
 /// knows that, else with a place of their own, a hole of the file.
 extension VMDKSparseResizer {
-    /// The grains that lie behind the disk's end, `length`, as a whole, up to the one with the last of `hidden` sectors.
+    /// The grains that lie behind the disk's end, `length`, as a whole, up to the one with the last `hidden` sector.
     func grains(behind length: UInt64, upTo hidden: UInt64) -> Range<UInt64> {
         let first = length.dividedRoundingUp(by: grainSectors)
         return first..<max(first, hidden.dividedRoundingUp(by: grainSectors))

@@ -69,8 +69,8 @@ struct VMDKSparseResizer {
 
     // MARK: - Growing
 
-    /// Makes room in the tables for `sectors` of an extent that has `length` sectors of its disk now, and has what is new
-    /// hide what a parent has in the extent's first `hidden` sectors.
+    /// Makes room in the tables for `sectors` of an extent that has `length` sectors of its disk now, and has what is
+    /// new hide what a parent has in the extent's first `hidden` sectors.
     mutating func grow(from length: UInt64, to sectors: UInt64, hidingUpTo hidden: UInt64) throws(DiskError) {
         try checkFits(sectors)
         try clear(from: length, givingBack: false)

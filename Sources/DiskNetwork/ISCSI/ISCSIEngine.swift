@@ -4,9 +4,9 @@ internal import Glibc
 
 /// A session with an iSCSI target (RFC 7143), by libiscsi.
 @safe
-final class ISCSIEngine: ConnectionEngine {
+final class ISCSIEngine: DiskEngine {
     /// What the target said of the logical unit (SBC-4: READ CAPACITY, pages B0h and B2h of INQUIRY).
-    struct Unit: Equatable, Sendable {
+    struct Unit: ServedDiskProperties {
         var blockSize: UInt64
         var blockCount: UInt64
         var isReadOnly: Bool
@@ -18,14 +18,17 @@ final class ISCSIEngine: ConnectionEngine {
         var unmapsZeros: Bool
 
         var length: UInt64 { blockCount * blockSize }
+        var sectorSize: UInt64 { blockSize }
+        var longestRequest: UInt64 { longestTransfer * blockSize }
         /// READ(16) and WRITE(16) instead of the forms that every target has.
         var isWide: Bool { blockCount > UInt64(UInt32.max) }
     }
 
+    static let words = (server: "target", disk: "unit")
     private var context: OpaquePointer?
     private let unitNumber: Int32
 
-    /// Logs in; ``unit()`` can be asked for afterwards.
+    /// Logs in; ``properties()`` can be asked for afterwards.
     init(_ address: StorageAddress, _ settings: StorageSettings) throws(DiskError) {
         let name = settings.initiatorName ?? Self.usualName()
         guard let context = unsafe iscsi_create_context(name) else {
@@ -102,7 +105,7 @@ final class ISCSIEngine: ConnectionEngine {
     // MARK: - Questions
 
     /// What the target says of the logical unit.
-    func unit() throws(DiskError) -> Unit {
+    func properties() throws(DiskError) -> Unit {
         var unit = Unit(
             blockSize: 0, blockCount: 0, isReadOnly: false, longestTransfer: 0, longestUnmap: 0, unmapsZeros: false)
         let isProvisioned = try readCapacity(&unit)

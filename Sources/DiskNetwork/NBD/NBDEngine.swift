@@ -4,24 +4,23 @@ internal import Glibc
 
 /// A connection to an NBD server, by libnbd.
 @safe
-final class NBDEngine: ConnectionEngine {
+final class NBDEngine: DiskEngine {
     /// What the server said of the export.
-    struct Export: Equatable, Sendable {
+    struct Export: ServedDiskProperties {
         var length: UInt64
         var isReadOnly: Bool
-        /// The unit of requests.
-        var minimum: UInt64
-        /// The most bytes of a request.
-        var maximum: UInt64
+        var sectorSize: UInt64
+        var longestRequest: UInt64
         var canFlush: Bool
         var canTrim: Bool
         var canZero: Bool
         var tellsHoles: Bool
     }
 
+    static let words = (server: "server", disk: "export")
     private var handle: OpaquePointer?
 
-    /// Connects; ``export()`` can be asked for afterwards.
+    /// Connects; ``properties()`` can be asked for afterwards.
     init(_ address: StorageAddress, _ settings: StorageSettings) throws(DiskError) {
         guard let handle = unsafe nbd_create() else { throw DiskError(.system, "libnbd cannot be used") }
         unsafe self.handle = unsafe handle
@@ -111,7 +110,7 @@ final class NBDEngine: ConnectionEngine {
     }
 
     /// What the server said.
-    func export() throws(DiskError) -> Export {
+    func properties() throws(DiskError) -> Export {
         guard let handle = unsafe handle else { throw DiskError(.system, "the connection is closed", errno: EIO) }
         let length = unsafe nbd_get_size(handle)
         guard length >= 0 else { throw DiskError(.system, Self.reason(), errno: EIO) }
@@ -123,8 +122,9 @@ final class NBDEngine: ConnectionEngine {
                 .unsupported, "the server's blocks have \(minimum) bytes and its export \(length), which do not agree")
         }
         return Export(
-            length: UInt64(length), isReadOnly: unsafe nbd_is_read_only(handle) != 0, minimum: minimum,
-            maximum: most > 0 ? max(minimum, UInt64(most)) : 32 << 20, canFlush: unsafe nbd_can_flush(handle) == 1,
+            length: UInt64(length), isReadOnly: unsafe nbd_is_read_only(handle) != 0, sectorSize: minimum,
+            longestRequest: most > 0 ? max(minimum, UInt64(most)) : 32 << 20,
+            canFlush: unsafe nbd_can_flush(handle) == 1,
             canTrim: unsafe nbd_can_trim(handle) == 1, canZero: unsafe nbd_can_zero(handle) == 1,
             tellsHoles: unsafe nbd_can_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION) == 1)
     }
@@ -192,13 +192,13 @@ final class NBDEngine: ConnectionEngine {
 
     private func issued(_ cookie: Int64) -> String? { cookie < 0 ? Self.reason() : nil }
 
-    func read(_ buffer: IOBuffer, _ offset: UInt64, _ operation: PendingOperation) -> String? {
+    func read(_ buffer: IOBuffer, _ offset: UInt64, _ disk: Export, _ operation: PendingOperation) -> String? {
         guard let handle = unsafe handle else { return "the connection is closed" }
         return issued(
             unsafe nbd_aio_pread(handle, buffer.pointer, buffer.count, offset, completion(operation), 0))
     }
 
-    func write(_ bytes: IOBytes, _ offset: UInt64, _ operation: PendingOperation) -> String? {
+    func write(_ bytes: IOBytes, _ offset: UInt64, _ disk: Export, _ operation: PendingOperation) -> String? {
         guard let handle = unsafe handle else { return "the connection is closed" }
         return issued(
             unsafe nbd_aio_pwrite(handle, bytes.pointer, bytes.count, offset, completion(operation), 0))

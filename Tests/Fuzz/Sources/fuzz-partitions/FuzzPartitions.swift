@@ -31,6 +31,20 @@ private func exercise(_ disk: PieceSource) {
         guard let found = try? FileSystem.detect(in: disk, offset: place.lowerBound, length: length) else { continue }
         precondition(found.label?.unicodeScalars.contains { $0.value < 0x20 } != true)
     }
+    lookForFreeSpace(disk)
+}
+
+/// Free runs lie inside their file system, in order.
+private func lookForFreeSpace(_ disk: PieceSource) {
+    guard let found = try? FreeSpace.find(in: disk) else { preconditionFailure("the source does not fail") }
+    for system in found.fileSystems {
+        var end = system.offset
+        try? system.forEachFreeRun(in: disk) { run in
+            precondition(run.lowerBound >= end && !run.isEmpty && run.upperBound <= system.offset + system.length)
+            precondition(run.upperBound <= disk.size)
+            end = run.upperBound
+        }
+    }
 }
 
 /// A disk of zeros with pieces in it; later ones lie over earlier ones.
