@@ -73,9 +73,15 @@ extension Chain {
         let isZeroBelow = try isKnownZero(offset, length, from: 1)
         if kind == .absent, isZeroBelow { return }
         let backend = layers[0].backend
-        if try backend.drop(offset: offset, length: length, leaving: isZeroBelow ? .absent : .zero) { return }
+        if try backend.drop(offset: offset, length: length, leaving: droppedKind(isZeroBelow)) { return }
         try zeroInPlace(offset, length)
     }
+
+    /// What the top image says where it gives up a block of zeros.
+    ///
+    /// While images are merged into it or it is merged, what lies below changes wherever the top image hides it; who
+    /// remembers what lies there (``skipMap``, ``cache``) does not hear of it. So it goes on hiding that until then.
+    func droppedKind(_ isZeroBelow: Bool) -> DroppedKind { isZeroBelow && dirty == nil ? .absent : .zero }
 
     /// Makes a range zeros where it lies; what the top image does not hold is allocated, but not written, to mask what
     /// lies below.

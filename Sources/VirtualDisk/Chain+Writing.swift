@@ -107,7 +107,7 @@ extension Chain {
         if kind == .zero { return Int(length) }
         let isZeroBelow = policy.honorsZeros ? false : try isKnownZero(offset, length, from: 1)
         if kind == .absent, isZeroBelow { return Int(length) }
-        return try backend.drop(offset: offset, length: length, leaving: isZeroBelow ? .absent : .zero)
+        return try backend.drop(offset: offset, length: length, leaving: droppedKind(isZeroBelow))
             ? Int(length) : nil
     }
 

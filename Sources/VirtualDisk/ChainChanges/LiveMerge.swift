@@ -333,7 +333,8 @@ struct LiveMerge {
             for index in [source, target] where !isWritten(index) && chain.layers[index].backend.isWritable {
                 try? disk.settle(&chain, at: index, as: .readOnly)
             }
-            chain = disk.makeChain(chain.layers, after: chain, writing: chain.writing)
+            // What the top image hides below it may be another than before.
+            chain = disk.makeChain(chain.layers, after: chain, writing: chain.writing, keepsCached: !isActive)
         }
     }
 }
