@@ -292,6 +292,8 @@ class Copies:
                 in_process(write_noise, raw, size)
                 run(self.vdimg, "convert", "--quiet", "--no-reflink", raw, image)
                 os.unlink(raw)
+                os.sync()
+                time.sleep(3)  # XFS gives the space of a removed file back a little later
                 for how, limit in (("grains in order", 2), ("grains scattered", 15)):
                     if how != "grains in order":
                         in_process(scatter_grains, image)
