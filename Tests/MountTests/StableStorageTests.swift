@@ -51,7 +51,7 @@ struct StableStorageTests {
         }
         try file.setLength(12 << 20)
         let log = folder.file("calls")
-        let calls = "pwrite64,ftruncate,fallocate,copy_file_range,fdatasync,fsync,rename"
+        let calls = "pwrite64,ftruncate,fallocate,copy_file_range,fdatasync,fsync"
         let result = try Subprocess.run(
             ["strace", "-f", "-y", "-s", "0", "-e", "trace=\(calls)", "-o", log, Programs.vdimg, "convert", "--quiet"]
                 + options + ["--format", "raw"] + target.options + [source, folder.file(target.name)])
@@ -59,18 +59,27 @@ struct StableStorageTests {
         var written: Set<String> = []
         var left: Set<String> = []
         var syncs = 0
+        var underWay: [Substring: String] = [:]
+        // 4711  pwrite64(5</tmp/new.vmdk>, ""..., 512, 0) = 512; a call during which another thread calls is two lines:
+        // 4711  pwrite64(5</tmp/new.vmdk>, ""..., 512, 0 <unfinished ...> and 4711  <... pwrite64 resumed>) = 512.
+        // A sync is sure of what had been written when it began, and a write is over when it ends.
         for line in try Subprocess.run(["cat", log]).outputText.split(separator: "\n") {
-            // 4711  pwrite64(5</tmp/new.vmdk>, ""..., 512, 0) = 512; one during which another thread calls is said in
-            // two lines, of which the first names the file.
-            if line.contains("<... ") { continue }
-            guard let open = line.firstIndex(of: "<"), let close = line.firstIndex(of: ">") else { continue }
+            guard let thread = line.split(separator: " ").first else { continue }
+            if line.contains("<... ") {
+                guard let path = underWay.removeValue(forKey: thread) else { continue }
+                left.insert(path)
+                continue
+            }
+            guard let open = line.firstRange(of: "</")?.lowerBound, let close = line[open...].firstIndex(of: ">") else {
+                continue
+            }
             let path = String(line[line.index(after: open)..<close])
             if line.contains("sync(") {
                 left.remove(path)
                 syncs += 1
             } else {
                 written.insert(path)
-                left.insert(path)
+                if line.hasSuffix("<unfinished ...>") { underWay[thread] = path } else { left.insert(path) }
             }
         }
         return (written.count, left, syncs)
