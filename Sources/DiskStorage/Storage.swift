@@ -92,14 +92,12 @@ extension Storage {
     public func bytes(
         at offset: UInt64, count: Int, for purpose: StoragePurpose, _ what: StaticString
     ) throws(DiskError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: count)
-        let done = try bytes.withIOBuffer { (buffer) throws(DiskError) in
-            try read(into: buffer, at: offset, for: purpose)
-        }
-        guard done == count else {
+        let bytes = try availableBytes(at: offset, count: count, for: purpose)
+        guard bytes.count == count else {
             throw DiskError(
                 .invalidImage,
-                "the file is cut short: \(what) needs \(count) bytes, \(done) are there", image: name, offset: offset)
+                "the file is cut short: \(what) needs \(count) bytes, \(bytes.count) are there", image: name,
+                offset: offset)
         }
         return bytes
     }
@@ -108,11 +106,15 @@ extension Storage {
     public func availableBytes(
         at offset: UInt64, count: Int, for purpose: StoragePurpose
     ) throws(DiskError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: count)
-        let done = try bytes.withIOBuffer { (buffer) throws(DiskError) in
-            try read(into: buffer, at: offset, for: purpose)
+        var outcome: Result<Int, DiskError> = .success(0)
+        // What is read into needs no zeros before.
+        let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { (memory, done) in
+            guard let start = memory.baseAddress else { return }
+            let buffer = unsafe IOBuffer(start: UnsafeMutableRawPointer(start), count: count)
+            outcome = Result { () throws(DiskError) in try read(into: buffer, at: offset, for: purpose) }
+            done = (try? outcome.get()) ?? 0
         }
-        bytes.removeLast(count - done)
+        _ = try outcome.get()
         return bytes
     }
 

@@ -1,17 +1,21 @@
 internal import DiskStorage
 
-/// The last few blocks that were decompressed: neighbouring small reads want the same block.
+/// The last few blocks of which a part was wanted: neighbouring small reads want the same block.
 final class DecompressedBlocks: Sendable {
     private let recent = Locked<[(key: UInt64, bytes: [UInt8])]>([])
+    private let blockSize: Int
     private let limit: Int
 
     /// Keeps blocks of `blockSize` bytes, about a mebibyte of them.
-    init(blockSize: UInt64) { limit = max(1, min(16, (1 << 20) / Int(blockSize))) }
+    init(blockSize: UInt64) {
+        self.blockSize = Int(blockSize)
+        limit = max(1, min(16, (1 << 20) / Int(blockSize)))
+    }
 
-    /// Fills `buffer` with the bytes from `skip` on of the block that `key` stands for; `decompress` makes it, if it is
-    /// not known, and all blocks are as long as another.
+    /// Fills `buffer` with the bytes from `skip` on of the block that `key` stands for; `decompress` fills memory with
+    /// all of the block, if it is not known.
     func read(
-        _ key: UInt64, skipping skip: Int, into buffer: IOBuffer, _ decompress: () throws(DiskError) -> [UInt8]
+        _ key: UInt64, skipping skip: Int, into buffer: IOBuffer, _ decompress: (IOBuffer) throws(DiskError) -> Void
     ) throws(DiskError) {
         let known: [UInt8]? = recent.withLock { list in
             guard let index = list.firstIndex(where: { $0.key == key }) else { return nil }
@@ -19,10 +23,18 @@ final class DecompressedBlocks: Sendable {
             list.append(entry)
             return entry.bytes
         }
-        let bytes: [UInt8]
-        if let known { bytes = known } else { bytes = try decompress() }
-        try bytes.withIOBytes { (block) throws(DiskError) in buffer.copy(from: block.slice(skip, buffer.count)) }
-        guard known == nil else { return }
+        if let known {
+            return try known.withIOBytes { (block) throws(DiskError) in
+                buffer.copy(from: block.slice(skip, buffer.count))
+            }
+        }
+        // Who reads all of a block goes on with the next one.
+        if skip == 0, buffer.count == blockSize { return try decompress(buffer) }
+        var bytes = [UInt8](repeating: 0, count: blockSize)
+        try bytes.withIOBuffer { (block) throws(DiskError) in
+            try decompress(block)
+            buffer.copy(from: block.slice(skip, buffer.count).readOnly)
+        }
         recent.withLock { list in
             if list.count >= limit { list.removeFirst() }
             list.append((key, bytes))

@@ -12,9 +12,14 @@ enum Deflate {
         try idle.lend { (decompressor) throws(DiskError) in try decompressor.inflate(.zlib, input, into: output) }
     }
 
-    /// The same for a deflate stream without any wrapping.
-    static func inflate(_ input: IOBytes, into output: IOBuffer) throws(DiskError) -> Int {
-        try idle.lend { (decompressor) throws(DiskError) in try decompressor.inflate(.deflate, input, into: output) }
+    /// Fills `output` from a deflate stream without any wrapping; less than that is an error, too.
+    static func inflateCluster(_ input: IOBytes, into output: IOBuffer) throws(DiskError) {
+        let count = try idle.lend { (decompressor) throws(DiskError) in
+            try decompressor.inflate(.deflate, input, into: output)
+        }
+        guard count == output.count else {
+            throw DiskError(.invalidImage, "a compressed cluster holds \(count) of \(output.count) bytes")
+        }
     }
 
     /// What is decompressed.

@@ -119,21 +119,15 @@ final class QCOWImage: ImageBackend, @unchecked Sendable {  // nothing changes a
     }
 
     func readEncoded(_ extent: Extent, into buffer: IOBuffer) throws(DiskError) {
-        try decompressed.read(extent.fileOffset, skipping: Int(extent.skip), into: buffer) { () throws(DiskError) in
+        try decompressed.read(extent.fileOffset, skipping: Int(extent.skip), into: buffer) {
+            (output) throws(DiskError) in
             let (offset, count) = compressedPlace(extent.fileOffset)
             let input = try storages[0].storage.availableBytes(at: offset, count: count, for: .guestData)
-            var bytes = [UInt8](repeating: 0, count: Int(header.clusterSize))
             do throws(DiskError) {
-                let found = try bytes.withIOBuffer { (output) throws(DiskError) in
-                    try input.withIOBytes { (data) throws(DiskError) in try Deflate.inflate(data, into: output) }
-                }
-                guard found == bytes.count else {
-                    throw DiskError(.invalidImage, "a compressed cluster holds \(found) of \(bytes.count) bytes")
-                }
+                try input.withIOBytes { (data) throws(DiskError) in try Deflate.inflateCluster(data, into: output) }
             } catch {
                 throw error.about(storages[0].storage.name).at(offset)
             }
-            return bytes
         }
     }
 

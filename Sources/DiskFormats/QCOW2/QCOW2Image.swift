@@ -83,34 +83,26 @@ final class QCOW2Image: RelocatingBackend, CompactableBackend, @unchecked Sendab
     }
 
     func readEncoded(_ extent: Extent, into buffer: IOBuffer) throws(DiskError) {
-        try decompressed.read(extent.fileOffset, skipping: Int(extent.skip), into: buffer) { () throws(DiskError) in
-            try decompress(QCOW2CompressedCluster(extent.fileOffset, clusterBits: map.clusterBits))
+        try decompressed.read(extent.fileOffset, skipping: Int(extent.skip), into: buffer) {
+            (bytes) throws(DiskError) in
+            try decompress(QCOW2CompressedCluster(extent.fileOffset, clusterBits: map.clusterBits), into: bytes)
         }
     }
 
-    private func decompress(_ cluster: QCOW2CompressedCluster) throws(DiskError) -> [UInt8] {
+    private func decompress(_ cluster: QCOW2CompressedCluster, into output: IOBuffer) throws(DiskError) {
         // What was written last may end with the file, before the end of its last sector.
         let input = try storages[0].storage.availableBytes(
             at: cluster.offset, count: Int(cluster.count), for: .guestData)
-        var bytes = [UInt8](repeating: 0, count: Int(header.clusterSize))
         do throws(DiskError) {
-            try bytes.withIOBuffer { (output) throws(DiskError) in
-                try input.withIOBytes { (data) throws(DiskError) in
-                    switch header.compressionType {
-                    case .zstd: try Zstandard.decompress(data, into: output)
-                    case .deflate:
-                        let count = try Deflate.inflate(data, into: output)
-                        guard count == output.count else {
-                            throw DiskError(
-                                .invalidImage, "a compressed cluster holds \(count) of \(output.count) bytes")
-                        }
-                    }
+            try input.withIOBytes { (data) throws(DiskError) in
+                switch header.compressionType {
+                case .zstd: try Zstandard.decompress(data, into: output)
+                case .deflate: try Deflate.inflateCluster(data, into: output)
                 }
             }
         } catch {
             throw error.about(storages[0].storage.name).at(cluster.offset)
         }
-        return bytes
     }
 
     // MARK: - Identity

@@ -19,13 +19,13 @@ final class VMDKCompressedGrains: Sendable {
 
     /// Fills `buffer` with a grain's bytes from `skip` on.
     func read(at offset: UInt64, skipping skip: Int, into buffer: IOBuffer) throws(DiskError) {
-        try decompressed.read(offset, skipping: skip, into: buffer) { () throws(DiskError) in
-            try decompress(at: offset)
+        try decompressed.read(offset, skipping: skip, into: buffer) { (grain) throws(DiskError) in
+            try decompress(at: offset, into: grain)
         }
     }
 
-    /// A whole grain; one that decompresses to less (the last of a disk) ends in zeros.
-    private func decompress(at offset: UInt64) throws(DiskError) -> [UInt8] {
+    /// Fills `grain` with a whole one; what decompresses to less (the last of a disk) ends in zeros.
+    private func decompress(at offset: UInt64, into grain: IOBuffer) throws(DiskError) {
         let storage = handle.storage
         var dataOffset = offset
         // Deflate may grow what it cannot compress; twice the grain is more than any writer makes of it.
@@ -42,14 +42,11 @@ final class VMDKCompressedGrains: Sendable {
             count = Int(size)
         }
         let input = try storage.availableBytes(at: dataOffset, count: count, for: .guestData)
-        var grain = [UInt8](repeating: 0, count: grainSize)
         do throws(DiskError) {
-            _ = try grain.withIOBuffer { (output) throws(DiskError) in
-                try input.withIOBytes { (data) throws(DiskError) in try Deflate.inflateZlib(data, into: output) }
-            }
+            let found = try input.withIOBytes { (data) throws(DiskError) in try Deflate.inflateZlib(data, into: grain) }
+            grain.slice(found, grain.count - found).zero()
         } catch {
             throw error.about(storage.name).at(offset)
         }
-        return grain
     }
 }
