@@ -203,10 +203,10 @@ FUZZ_CORPUS  ?= .build/fuzz-corpus
 FUZZ_TARGETS ?= fuzz fuzz-change fuzz-partitions fuzz-cache fuzz-network
 fuzz: deps
 	@if [ ! -f Tests/Fuzz/Package.swift ]; then echo "make fuzz: Tests/Fuzz/Package.swift is missing." >&2; exit 1; fi
+	@$(SWIFT) build --package-path Tests/Fuzz --scratch-path .build/fuzz -c release \
+	    --sanitize fuzzer --sanitize address -Xswiftc -parse-as-library -Xswiftc -enable-testing \
+	    -Xswiftc -sanitize-coverage=edge,inline-8bit-counters,pc-table,trace-cmp
 	@for target in $(FUZZ_TARGETS); do \
-	    $(SWIFT) build --package-path Tests/Fuzz --scratch-path .build/fuzz -c release \
-	        --sanitize fuzzer --sanitize address -Xswiftc -parse-as-library -Xswiftc -enable-testing \
-	        -Xswiftc -sanitize-coverage=edge,inline-8bit-counters,pc-table,trace-cmp --product $$target; \
 	    corpus=$(FUZZ_CORPUS)/$$target; \
 	    python3 Tests/Fuzz/seeds.py $$target $$corpus; \
 	    SWIFT_BACKTRACE=enable=no .build/fuzz/release/$$target -max_total_time=$(FUZZ_SECONDS) -malloc_limit_mb=64 \
