@@ -113,6 +113,8 @@ public struct Daemon: ~Copyable {
         if pipe < 0 || !SystemFiles.writeAll("\(status) \(message)", to: pipe) {
             Self.say("\(program): \(message)")
         }
+        // A service manager kills what a process leaves behind, and says so.
+        keeper.end()
         exit(status)
     }
 

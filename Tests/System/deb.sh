@@ -59,10 +59,12 @@ cp /etc/resolv.conf "$tree/etc/resolv.conf"
 in_tree apt-get -qq update
 in_tree apt-get -qq -y --no-install-recommends install mount e2fsprogs fdisk >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
 
-# All names in the tree but what apt, dpkg and mount(8) write of themselves.
+# All names in the tree but what apt, dpkg and mount(8) write of themselves, and what adduser does, which libibverbs1 makes
+# a group with (libiscsi7 needs that).
 listing() {
     (cd "$tree" && find . -xdev \( -path ./var/lib/dpkg -o -path ./var/cache -o -path ./var/lib/apt -o -path ./var/log \
-        -o -path ./tmp -o -path ./etc/ld.so.cache \) -prune -o -print; find ./run -mindepth 1 ! -path './run/mount*') | sort
+        -o -path ./tmp -o -path ./etc/ld.so.cache -o -path ./etc/gshadow- \) -prune -o -print
+        find ./run -mindepth 1 ! -path './run/mount*' ! -path ./run/adduser) | sort
 }
 listing >"$folder/before"
 
