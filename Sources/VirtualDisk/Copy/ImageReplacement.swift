@@ -84,8 +84,8 @@ public struct ImageReplacement: Sendable {
         let old = layers[0].backend
         var new = NewImage(path: path)
         new.recordedPath = place
-        new.size = old.virtualSize
         new.format = format ?? old.format
+        new.size = new.format == "raw" ? old.virtualSize : NewImage.wholeSectors(old.virtualSize)
         new.allowedFolders = options.allowedFolders
         new.parentOptions = options.formatOptions
         (new.variant, new.blockSize, new.options) = (variant, blockSize, formatOptions)
