@@ -58,7 +58,7 @@ let package = Package(
         .target(name: "FuseShim", dependencies: ["CFuse3", "CSeccomp"]),
         .target(name: "FuseHost", dependencies: ["FuseShim"], swiftSettings: strict),
 
-        .target(name: "CommandSupport", dependencies: [argumentParser], swiftSettings: strict),
+        .target(name: "CommandSupport", dependencies: ["CLinux", argumentParser], swiftSettings: strict),
         .executableTarget(
             name: "vdmount",
             dependencies: [

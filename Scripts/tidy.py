@@ -26,7 +26,7 @@ ALLOWED_IMPORTS = {
     "VirtualDisk": {"DiskFormats", "DiskImage", "DiskPartitions", "DiskStorage", "CLinux", "SystemPackage", "Dispatch",
                     "Glibc"},
     "DiskNetwork": {"DiskStorage", "CLinux", "CCurl", "CNBD", "CISCSI", "Glibc"},
-    "CommandSupport": {"ArgumentParser", "FoundationEssentials"},
+    "CommandSupport": {"ArgumentParser", "CLinux", "FoundationEssentials", "Glibc"},
     "FuseHost": {"FuseShim", "Dispatch", "Glibc", "Synchronization"},
 }
 PROGRAMS = {"vdmount", "vdumount", "vdimg"}

@@ -174,6 +174,14 @@ int clinux_fill_standard_descriptors(void) {
     return 0;
 }
 
+int clinux_flush_output(void) {
+    int result = fflush(stdout) == 0 ? 0 : -errno;
+    if (result == 0 && ferror(stdout))
+        result = -EIO;
+    clearerr(stdout);
+    return result;
+}
+
 int clinux_raise_file_limit(void) {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0)

@@ -18,6 +18,10 @@ public struct FormatCapabilities: OptionSet, Sendable {
     public static let snapshots = FormatCapabilities(rawValue: 1 << 10)
     /// Disks can be made larger or smaller.
     public static let resize = FormatCapabilities(rawValue: 1 << 11)
+    /// Images can be made smaller where they lie.
+    public static let compact = FormatCapabilities(rawValue: 1 << 12)
+    /// Images have UUIDs.
+    public static let uuids = FormatCapabilities(rawValue: 1 << 13)
 
     /// The names for people and machines, in order.
     public var names: [String] {
@@ -25,7 +29,7 @@ public struct FormatCapabilities: OptionSet, Sendable {
             (.read, "read"), (.write, "write"), (.createFixed, "create-fixed"), (.createDynamic, "create-dynamic"),
             (.createSplit, "create-split"), (.differencing, "differencing"), (.discard, "discard"),
             (.check, "check"), (.compressed, "compressed"), (.stream, "stream"), (.snapshots, "snapshots"),
-            (.resize, "resize"),
+            (.resize, "resize"), (.compact, "compact"), (.uuids, "uuids"),
         ]
         return all.filter { contains($0.0) }.map(\.1)
     }
@@ -197,6 +201,8 @@ public protocol ImageDriver: Sendable {
     var capabilities: FormatCapabilities { get }
     /// What ``create(_:companions:)`` knows as variants, the usual one first.
     var variants: [FormatVariant] { get }
+    /// The options that it knows, of one variant or another: ``CreateRequest/options``.
+    var optionNames: [String] { get }
     /// Whether what ``open(_:)`` answers is a ``RelocatingBackend``.
     var isRelocating: Bool { get }
 
@@ -211,6 +217,8 @@ public protocol ImageDriver: Sendable {
 }
 
 extension ImageDriver {
+    public var optionNames: [String] { [] }
+
     public var isRelocating: Bool { false }
 }
 

@@ -91,11 +91,15 @@ public final class FileStorage: Storage {
     }
 
     public func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) -> Int {
-        try Self.read(descriptor, into: buffer, at: offset)
+        do throws(DiskError) {
+            return try Self.read(descriptor, into: buffer, at: offset)
+        } catch {
+            throw error.about(name)
+        }
     }
 
     public func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
-        try Self.write(descriptor, bytes, at: offset)
+        do throws(DiskError) { try Self.write(descriptor, bytes, at: offset) } catch { throw error.about(name) }
     }
 
     /// pread(2) until the buffer is full or the file ends.

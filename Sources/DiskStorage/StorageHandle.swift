@@ -27,7 +27,12 @@ public final class StorageHandle: @unchecked Sendable {  // the flag is only acc
     @inline(__always)
     public func read(into buffer: IOBuffer, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
         guard descriptor >= 0 else { return try storage.readPadded(into: buffer, at: offset, for: purpose) }
-        let done = try FileStorage.read(descriptor, into: buffer, at: offset)
+        let done: Int
+        do throws(DiskError) {
+            done = try FileStorage.read(descriptor, into: buffer, at: offset)
+        } catch {
+            throw error.about(storage.name)
+        }
         if done < buffer.count { buffer.slice(done, buffer.count - done).zero() }
     }
 
@@ -36,7 +41,11 @@ public final class StorageHandle: @unchecked Sendable {  // the flag is only acc
     public func write(_ bytes: IOBytes, at offset: UInt64, for purpose: StoragePurpose) throws(DiskError) {
         defer { noteWrite() }
         guard descriptor >= 0 else { return try storage.write(bytes, at: offset, for: purpose) }
-        try FileStorage.write(descriptor, bytes, at: offset)
+        do throws(DiskError) {
+            try FileStorage.write(descriptor, bytes, at: offset)
+        } catch {
+            throw error.about(storage.name)
+        }
     }
 
     /// ``Storage/discard(_:mustZero:for:)``, with zeros for certain.

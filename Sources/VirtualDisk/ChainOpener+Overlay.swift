@@ -45,6 +45,7 @@ extension ChainOpener {
 
     private func request(_ path: String, over parent: Layer) -> CreateRequest {
         CreateRequest(
-            path: path, virtualSize: parent.backend.virtualSize, parent: NewImage.describe(parent, for: path))
+            path: path, virtualSize: NewImage.wholeSectors(parent.backend.virtualSize),
+            parent: NewImage.describe(parent, for: path))
     }
 }

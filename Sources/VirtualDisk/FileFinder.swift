@@ -248,6 +248,13 @@ struct FileFinder: CompanionOpener {
                     + "if it is to be trusted, give its folder with --allow-dir", image: imagePath)
         }
         let folders = searchFolders(of: imagePath)
+        // What stands for bytes that are no text, in a path that the kernel gave.
+        if folders.contains(where: { $0.unicodeScalars.contains("\u{FFFD}") }) {
+            throw DiskError(
+                .notFound,
+                "\(what) '\(name)' of \(image) is not found, since the name of a folder on the way there is no UTF-8, "
+                    + "and such names are not supported: rename the folder", image: imagePath)
+        }
         let places = folders.isEmpty ? "" : ": looked in " + folders.joined(separator: ", ")
         throw DiskError(
             .notFound,

@@ -66,7 +66,7 @@ public struct NewImage: Sendable {
         if let parent {
             let chain = try openParent(parent)
             description = Self.describe(chain[...], for: recordedPath ?? path)
-            size = size ?? chain[0].backend.virtualSize
+            size = size ?? Self.wholeSectors(chain[0].backend.virtualSize)
         }
         guard let size else { throw DiskError(.invalidArgument, "a new image needs a size", image: path) }
         let request = CreateRequest(
@@ -75,6 +75,9 @@ public struct NewImage: Sendable {
             uuid: uuid, options: options)
         return (try driver(parentFormat: description?.format), request)
     }
+
+    /// The size of a disk that has all of another: most formats count in sectors, which raw files may end within.
+    static func wholeSectors(_ size: UInt64) -> UInt64 { size.alignedUp(to: 512) ?? size }
 
     /// Opens the parent with all its parents: a child of a broken chain would be no use.
     private func openParent(_ parent: String) throws(DiskError) -> [Layer] {

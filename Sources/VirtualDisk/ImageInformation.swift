@@ -157,6 +157,8 @@ public enum ImageFormats {
         public let fileExtensions: [String]
         public let capabilities: [String]
         public let variants: [FormatVariant]
+        /// The names of what ``NewImage/options`` may say.
+        public let options: [String]
     }
 
     /// All formats.
@@ -164,7 +166,7 @@ public enum ImageFormats {
         Formats.all.drivers.map {
             Description(
                 name: $0.name, title: $0.title, fileExtensions: $0.fileExtensions, capabilities: $0.capabilities.names,
-                variants: $0.variants)
+                variants: $0.variants, options: $0.optionNames)
         }
     }
 }

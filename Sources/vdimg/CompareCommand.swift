@@ -41,6 +41,7 @@ struct CompareCommand: ParsableCommand {
         } else {
             show(result)
         }
+        guard Program.hasWrittenOutput("vdimg") else { throw ExitCode(2) }
         if !result.isEqual { throw ExitCode(1) }
     }
 

@@ -51,6 +51,13 @@ struct ConvertCommand: ParsableCommand {
         guard inPlace == (to == nil) else {
             throw ValidationError(inPlace ? "--in-place takes one image, and no TARGET" : "give the new image's name")
         }
+        if parent == nil, parentFormat != nil { throw ValidationError("--parent-format is for --parent") }
+        if overwrite, variant != nil || blockSize != nil || compress || !options.isEmpty {
+            throw ValidationError("--overwrite fills the image that is there, which stays of the kind that it is")
+        }
+        if to?.hasSuffix("/") == true, !keepChain {
+            throw ValidationError("'\(to ?? "")' is a folder: give the new image's name, as in '\(to ?? "")disk.qcow2'")
+        }
         if noSync, inPlace {
             throw ValidationError("--in-place waits for stable storage before it removes the old image")
         }
@@ -66,6 +73,9 @@ struct ConvertCommand: ParsableCommand {
             if parent != nil || overwrite || verify {
                 throw ValidationError("what goes to standard output has no parent and is not read back")
             }
+            if compress {
+                throw ValidationError("a QCOW2 cannot be written front to back; --variant stream of VMDK is")
+            }
         }
     }
 
@@ -74,7 +84,7 @@ struct ConvertCommand: ParsableCommand {
         try progress.run { (control) throws(DiskError) in
             guard let to else { return try replace(options, control) }
             if keepChain { return try convertChain(to, options, control) }
-            if to == "-" { return try writeToOutput(control) }
+            if to == "-" { return try writeToOutput(options, control) }
             let conversion = makeConversion(to, options)
             if from == "-" {
                 try conversion.run(reading: STDIN_FILENO, spoolFolder: folder(of: to), control)
@@ -112,10 +122,11 @@ struct ConvertCommand: ParsableCommand {
     }
 
     /// Front to back, for a pipe.
-    private func writeToOutput(_ control: OperationControl) throws(DiskError) {
+    private func writeToOutput(_ options: [String: String], _ control: OperationControl) throws(DiskError) {
         guard isatty(STDOUT_FILENO) == 0 else {
             throw DiskError(.invalidArgument, "an image is not written to a terminal: send it to a file or a program")
         }
+        let image = makeImage(from == "-" ? "disk" : from, options)
         let options = source.diskOptions()
         let disk: Disk
         if from == "-" {
@@ -125,8 +136,7 @@ struct ConvertCommand: ParsableCommand {
         } else {
             disk = try Disk.open(from, options: options)
         }
-        let name = from == "-" ? "disk" : from
-        try disk.writeStream(format: targetFormat ?? "", name: name, control: control) { (bytes) throws(DiskError) in
+        try disk.writeStream(image, control: control) { (bytes) throws(DiskError) in
             try writeAll(bytes, to: STDOUT_FILENO)
         }
         try disk.close()
@@ -153,7 +163,7 @@ struct ConvertCommand: ParsableCommand {
         return slash == path.startIndex ? "/" : String(path[..<slash])
     }
 
-    private func makeConversion(_ to: String, _ options: [String: String]) -> ImageConversion {
+    private func makeImage(_ to: String, _ options: [String: String]) -> NewImage {
         var target = NewImage(path: to)
         target.size = size?.bytes
         target.format = targetFormat
@@ -164,6 +174,11 @@ struct ConvertCommand: ParsableCommand {
         target.allowedFolders = source.allowedFolders
         target.parentOptions = source.formatOptions.values
         target.options = options
+        return target
+    }
+
+    private func makeConversion(_ to: String, _ options: [String: String]) -> ImageConversion {
+        let target = makeImage(to, options)
         var conversion = ImageConversion(
             from: from == "-" ? "standard input" : from, options: source.diskOptions(), to: target)
         conversion.compresses = compress

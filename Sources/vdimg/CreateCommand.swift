@@ -44,6 +44,8 @@ struct CreateCommand: ParsableCommand {
         try openOptions.validate()
         let needsSize = variant != "full-device" && variant != "partitioned-device"
         if size == nil, parent == nil, needsSize { throw ValidationError("give the disk's --size, or a --parent") }
+        if parent == nil, parentFormat != nil { throw ValidationError("--parent-format is for --parent") }
+        if path.hasSuffix("/") { throw ValidationError("'\(path)' is a folder: give the new image's name") }
         if let uuid, DiskUUID(uuid) == nil { throw ValidationError("'\(uuid)' is not a UUID") }
         _ = try keyValues(formatOptions)
     }

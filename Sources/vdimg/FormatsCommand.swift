@@ -17,6 +17,7 @@ struct FormatsCommand: ParsableCommand {
             if index > 0 { print() }
             print("\(format.name): \(format.title) (\(format.fileExtensions.map { "." + $0 }.joined(separator: ", ")))")
             print("  can: \(format.capabilities.joined(separator: ", "))")
+            if !format.options.isEmpty { print("  --option: \(format.options.joined(separator: ", "))") }
             for variant in format.variants { print("  --variant \(variant.name): \(variant.summary)") }
         }
     }
@@ -28,6 +29,7 @@ private struct FormatRecord: Encodable {
     let extensions: [String]
     let capabilities: [String]
     let variants: [String: String]
+    let options: [String]
 
     init(_ format: ImageFormats.Description) {
         name = format.name
@@ -35,5 +37,6 @@ private struct FormatRecord: Encodable {
         extensions = format.fileExtensions
         capabilities = format.capabilities
         variants = Dictionary(format.variants.map { ($0.name, $0.summary) }) { first, _ in first }
+        options = format.options
     }
 }

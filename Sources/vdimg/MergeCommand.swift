@@ -36,7 +36,8 @@ struct MergeCommand: ParsableCommand {
         completion: .file())
     var to: String?
     @Flag(help: "Leave the files of the images that are not needed any more.") var keep = false
-    @Flag(help: "Merge although other images lie over one that changes or goes away.") var force = false
+    @Flag(help: "Merge although other images lie over one that changes or goes away, or it has internal snapshots.")
+    var force = false
     @Argument(help: "The top image of the chain.", completion: .file()) var path: String
 
     func run() throws {

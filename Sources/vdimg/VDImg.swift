@@ -10,7 +10,8 @@ import VirtualDisk
 struct VDImg: ParsableCommand {
     static func main() {
         ProcessPreparation.run()
-        main(SizeChange.protecting(Array(CommandLine.arguments.dropFirst())))
+        Program.expectText("vdimg")
+        Program.run(Self.self, named: "vdimg", SizeChange.protecting(Array(CommandLine.arguments.dropFirst())))
     }
 
     static let configuration = CommandConfiguration(

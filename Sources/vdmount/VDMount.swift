@@ -12,6 +12,7 @@ import VirtualDisk
 struct VDMount: ParsableCommand {
     static func main() {
         ProcessPreparation.run()
+        Program.expectText("vdmount")
         let arguments = CommandLine.arguments
         if StorageProcess.isMeant(by: arguments) {
             StorageProcess.serve(arguments) { files in Confinement.beginForServers(files) }

@@ -9,7 +9,8 @@ import Glibc
 struct VDUmount: ParsableCommand {
     static func main() {
         ProcessPreparation.run()
-        main(nil)
+        Program.expectText("vdumount")
+        Program.run(Self.self, named: "vdumount", Array(CommandLine.arguments.dropFirst()))
     }
 
     static let configuration = CommandConfiguration(

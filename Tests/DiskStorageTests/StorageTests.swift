@@ -89,4 +89,26 @@ struct StorageTests {
         }
         #expect(try qemuCanWrite())
     }
+
+    /// Whoever reads the message wants to know which file it was.
+    @Test func failuresNameTheFile() throws {
+        let folder = try TemporaryFolder()
+        let path = folder.path + "/disk.raw"
+        try FileStorage(creating: path).setLength(4096)
+        let file = try FileStorage(path: path, isWritable: false)
+        let handle = StorageHandle(file)
+        let bytes = [UInt8](repeating: 1, count: 512)
+        func expectNamed(_ body: () throws(DiskError) -> Void) {
+            do throws(DiskError) {
+                try body()
+                Issue.record("a file that was opened to be read was written")
+            } catch {
+                #expect(error.image == path && error.errno != 0, "\(error)")
+            }
+        }
+        expectNamed { () throws(DiskError) in try file.write(bytes, at: 0, for: .guestData) }
+        expectNamed { () throws(DiskError) in
+            try bytes.withIOBytes { (bytes) throws(DiskError) in try handle.write(bytes, at: 0, for: .guestData) }
+        }
+    }
 }

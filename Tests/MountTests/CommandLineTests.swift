@@ -217,5 +217,81 @@ extension MountTests {
                 #expect(throws: SystemFailure(ENOENT)) { try FileStatus(stage.file("x.vmdk")) }
             }
         }
+
+        /// What was printed and did not arrive makes the command fail: the answer is not complete.
+        @Test func outputThatIsLost() throws {
+            try Stage.use { stage in
+                let image = "'\(try stage.makeImage("disk.vmdk", size: 1 << 20))'"
+                let commands = [
+                    "info \(image)", "info --json \(image)", "map \(image)", "map --json \(image)",
+                    "map --svg - \(image)",
+                    "check \(image)", "check --json \(image)", "compare --quiet --json \(image) \(image)",
+                    "measure --quiet --format qcow2 \(image)", "convert --quiet --to raw \(image) -", "formats",
+                    "formats --json", "--help", "check --help", "--version",
+                ]
+                for words in commands {
+                    let result = try attempt("sh", "-c", "exec '\(Programs.vdimg)' \(words) >/dev/full")
+                    let status: Int32 = words.hasPrefix("compare") ? 2 : 1
+                    expectRefused(result, status: status, "cannot write to standard output", "No space left")
+                }
+                // Who closes the pipe early wants no more.
+                let head = try attempt("sh", "-c", "'\(Programs.vdimg)' map \(image) | head -c 10")
+                #expect(head.status == 0 && head.output.count == 10 && head.errors.isEmpty)
+            }
+        }
+
+        /// What goes to standard output is what was asked for, or nothing.
+        @Test func streamsAreWhatWasAskedFor() throws {
+            try Stage.use { stage in
+                let image = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                try qemuIO(image, "write -P 7 0 1M")
+                let out = stage.file("out")
+                func convert(_ words: String) throws -> Subprocess.Result {
+                    try attempt("sh", "-c", "exec '\(Programs.vdimg)' convert --quiet \(words) '\(image)' - >'\(out)'")
+                }
+                #expect(try convert("--to raw --size 3M").status == 0)
+                #expect(try FileStatus(out).size == 3 << 20)
+                #expect(try convert("--to vmdk --variant stream --option adapter-type=lsilogic").status == 0)
+                #expect(try vdimg("info", out).contains("lsilogic"))
+                for words in [
+                    "--to raw --size 1K", "--to raw --variant fixed", "--to raw --option a=b",
+                    "--to raw --block-size 4K",
+                    "--to vmdk --variant fixed", "--to vmdk --option no=such", "--to qcow2",
+                ] {
+                    let result = try convert(words)
+                    let size = try FileStatus(out).size
+                    #expect(result.status == 1 && size == 0, "\(words): \(result.errorText)")
+                }
+                for words in ["--to qcow2 --compress", "--to raw --parent-format raw", "--to raw --verify"] {
+                    #expect(try convert(words).status == 64)
+                }
+                let other = try stage.makeImage("other.vmdk", size: 1 << 20)
+                for words in ["--variant fixed", "--compress", "--block-size 4K", "--option a=b"] {
+                    let command =
+                        [Programs.vdimg, "convert", "--overwrite"] + words.split(separator: " ").map(String.init)
+                    #expect(try attempt(command + [image, other]).status == 64)
+                }
+                expectRefused(
+                    try attempt(Programs.vdimg, "convert", image, stage.file("")), status: 64, "is a folder")
+                let nothing = stage.file("nothing.qcow2")
+                expectRefused(
+                    try attempt("sh", "-c", "true | '\(Programs.vdimg)' convert --quiet - '\(nothing)'"),
+                    "standard input", "holds nothing")
+                #expect(throws: SystemFailure(ENOENT)) { try FileStatus(nothing) }
+            }
+        }
+
+        /// A name that is no text would become another file's.
+        @Test func namesThatAreNoText() throws {
+            try Stage.use { stage in
+                _ = try stage.makeImage("disk.vmdk", size: 1 << 20)
+                let before = try stage.fingerprint()
+                for program in [Programs.vdimg, Programs.vdmount, Programs.vdumount] {
+                    let script = "exec '\(program)' create --size 1M \"$(printf '\(stage.file("x"))\\377.vmdk')\""
+                    expectRefused(try attempt("sh", "-c", script), status: 64, "argument 4", "UTF-8")
+                }
+                #expect(try stage.fingerprint() == before)
+            }
+        }
     }
 }

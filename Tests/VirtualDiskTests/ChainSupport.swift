@@ -167,3 +167,15 @@ struct TestChain {
         }
     }
 }
+
+/// Expects an error of that kind, with these words in it.
+func expectRefused(
+    _ kind: DiskError.Kind, _ words: String, _ body: () throws(DiskError) -> Void
+) {
+    do throws(DiskError) {
+        try body()
+        Issue.record("done instead of refused")
+    } catch {
+        #expect(error.kind == kind && (words.isEmpty || "\(error)".contains(words)), "\(error)")
+    }
+}

@@ -1,6 +1,7 @@
 import DiskImage
 import DiskStorage
 import DiskTesting
+import Glibc
 import Testing
 
 @testable import VirtualDisk
@@ -287,6 +288,38 @@ struct ConversionTests {
             try ImageConversion(from: image.path, options: row.options(isWritable: false), to: back).run()
             try Peer.run("cmp", source, back.path)
         }
+    }
+
+    /// A device is written as the disk itself, whatever it held before; a file is what it is recognised as, and one
+    /// that is not is only taken for a raw disk if its name says so.
+    @Test func overwritesWhatIsThere() throws {
+        let folder = try TemporaryFolder()
+        let source = try Self.mixedDisk(folder)
+        let sourceOptions = DiskOptions(format: "raw")
+        func overwrite(_ path: String) throws(DiskError) {
+            var conversion = ImageConversion(from: source, options: sourceOptions, to: NewImage(path: path))
+            conversion.overwritesTarget = true
+            conversion.verifies = true
+            try conversion.run()
+        }
+        let junk = [UInt8](repeating: 0xee, count: (20 << 20) + 3 * 512)
+        let image = try folder.write(junk, to: "there.img")
+        try overwrite(image)
+        try Peer.run("cmp", source, image)
+        let unknown = try folder.write(junk, to: "there.vmdk")
+        expectRefused(.unknownFormat, "--to raw") { () throws(DiskError) in try overwrite(unknown) }
+        #expect(try folder.read("there.vmdk") == junk)
+        try Peer.run("qemu-img", "create", "-q", "-f", "qcow2", folder.file("really.img"), "\(junk.count)")
+        try overwrite(folder.file("really.img"))
+        try Peer.run("qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", source, folder.file("really.img"))
+
+        guard getuid() == 0, try FileMover.exists("/dev/loop-control") else { return }
+        try Peer.run("qemu-img", "create", "-q", "-f", "qcow2", folder.file("device.bin"), "64M")
+        try Peer.run("truncate", "-s", "\(junk.count)", folder.file("device.bin"))
+        let loop = try Peer.run("losetup", "--find", "--show", folder.file("device.bin")).filter { $0 != "\n" }
+        defer { _ = try? Subprocess.run(["losetup", "-d", loop]) }
+        try overwrite(loop)
+        try Peer.run("cmp", source, loop)
     }
 
     /// At whatever point it is stopped, nothing is left.

@@ -2,7 +2,8 @@ import DiskImage
 import DiskStorage
 import DiskTesting
 import Testing
-import VirtualDisk
+
+@testable import VirtualDisk
 
 /// Every format through everything: made by us or by another program, read, written, put under a snapshot, the snapshot
 /// written and discarded from, opened again and checked, with everybody who can read it agreeing on what it holds. And
@@ -59,6 +60,36 @@ struct FormatMatrixTests {
                 #expect(making.variant.map(known.contains) ?? true, "\(format.name) has no \(making.variant ?? "")")
             }
         }
+    }
+
+    /// What a format says that it can do is what its images do.
+    @Test(arguments: FormatRow.all.filter { !$0.ours.isEmpty }) func saysWhatItCanDo(_ row: FormatRow) throws {
+        let format = try #require(ImageFormats.all.first { $0.name == row.format })
+        let folder = try TemporaryFolder()
+        var image = NewImage(path: folder.file(row.file("disk")))
+        (image.format, image.size) = (row.format, 4 << 20)
+        try image.create()
+        let information = try ImageInformation.read(image.path)[0]
+        #expect(format.capabilities.contains("uuids") == (information.identity.uuid != nil))
+        #expect(format.capabilities.contains("uuids") == information.settableFields.contains(.uuid))
+        var options = row.options(isWritable: true)
+        options.format = row.format
+        if format.capabilities.contains("compact") {
+            _ = try ImageCompaction.run(image.path, options: options)
+        } else {
+            #expect(throws: DiskError.self) { try ImageCompaction.run(image.path, options: options) }
+        }
+        // An option that it does not have is refused with the names of those that it has.
+        image.path = folder.file(row.file("other"))
+        image.options = ["no-such": "1"]
+        do throws(DiskError) {
+            try image.create()
+            Issue.record("the option is taken")
+        } catch {
+            #expect(error.kind == .invalidArgument && "\(error)".contains("option"), "\(error)")
+            for name in format.options { #expect("\(error)".contains(name), "\(error)") }
+        }
+        #expect(try FileFinder().file(at: image.path) == nil)
     }
 
     // MARK: - One format

@@ -1,6 +1,7 @@
 import DiskImage
 import DiskStorage
 import DiskTesting
+import Glibc
 import Testing
 
 @testable import VirtualDisk
@@ -119,8 +120,37 @@ struct ImageReplacementTests {
         several.format = "vmdk"
         several.variant = "split-fixed"
         #expect(throws: DiskError.self) { try several.run() }
+        // Nor does another format, or another variant, have its internal snapshots.
+        for (format, variant) in [("vmdk", nil), ("raw", nil), ("qcow2", "metadata"), (nil, "fixed")] {
+            var other = ImageReplacement(image.path)
+            (other.format, other.variant) = (format, variant)
+            expectRefused(.losesData, "snapshot") { () throws(DiskError) in try other.run() }
+        }
         #expect(try folder.snapshotOfAll() == before)
         #expect(try Peer.run("ls", "-A", folder.path) == "disk.qcow2\n")
+    }
+
+    /// A device stays one: no file takes its name.
+    @Test func devicesStay() throws {
+        guard getuid() == 0, try FileMover.exists("/dev/loop-control") else { return }
+        let folder = try TemporaryFolder()
+        let file = try folder.write([UInt8](repeating: 5, count: 1 << 20), to: "disk.raw")
+        let loop = try Peer.run("losetup", "--find", "--show", file).filter { $0 != "\n" }
+        defer { _ = try? Subprocess.run(["losetup", "-d", loop]) }
+        // Another node of the same device, so that none in /dev is lost if this goes wrong.
+        let number = try Peer.run("stat", "-c", "%Hr %Lr", loop).split(whereSeparator: \.isWhitespace).map(String.init)
+        let node = folder.file("device")
+        try Peer.run("mknod", node, "b", number[0], number[1])
+        for format in ["qcow2", "raw", nil] {
+            var replacement = ImageReplacement(node)
+            replacement.format = format
+            expectRefused(.unsupported, "no regular file") { () throws(DiskError) in try replacement.run() }
+        }
+        expectRefused(.invalidArgument, "no regular file") { () throws(DiskError) in
+            _ = try ImageSnapshot(of: node).create()
+        }
+        #expect(try Peer.run("stat", "-c", "%F", node) == "block special file\n")
+        #expect(try Peer.run("ls", "-A", folder.path) == "device\ndisk.raw\n")
     }
 
     /// What a killed run has left is cleared away by the next.

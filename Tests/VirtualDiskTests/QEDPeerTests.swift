@@ -321,6 +321,27 @@ struct QEDPeerTests {
         try disk.close()
     }
 
+    /// What QEMU would take for a protocol is named so that it does not.
+    @Test func colonsInNames() throws {
+        for name in ["host:base.qed", "json:{}.qed", "file:x.qed"] {
+            let folder = try TemporaryFolder()
+            let base = folder.file(name)
+            try Self.create(folder.file("plain.qed"))
+            try Self.io(folder.file("plain.qed"), "write -P 6 0 64k")
+            try Peer.run("mv", folder.file("plain.qed"), base)
+            var child = NewImage(path: folder.file("child.qed"))
+            child.parent = base
+            try child.create()
+            try Self.io(child.path, "read -P 6 0 64k")
+            // And where the name is changed.
+            try Peer.run("mv", base, folder.file("x-\(name)"))
+            var rebase = ChainRebase(child.path, parent: folder.file("x-\(name)"))
+            rebase.isUnsafe = true
+            try rebase.run()
+            try Self.io(child.path, "read -P 6 0 64k")
+        }
+    }
+
     // MARK: - Bits of features
 
     @Test func unknownBitsAreHandledAsTheirKindSays() throws {

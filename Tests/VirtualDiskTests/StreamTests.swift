@@ -1,3 +1,4 @@
+import DiskImage
 import DiskStorage
 import DiskTesting
 import Testing
@@ -38,5 +39,48 @@ struct StreamTests {
         #expect(try own.read(at: 0, count: Int(own.size)) == content)
         try own.close()
         #expect(throws: DiskError.self) { try own.writeStream(format: "vdi", name: "x") { _ in } }
+    }
+
+    /// Larger and smaller than the disk; what a stream cannot be is an error, and not ignored.
+    @Test func streamsOfAnotherSize() throws {
+        let folder = try TemporaryFolder()
+        let data = [UInt8](repeating: 7, count: 100_000)
+        let path = try folder.write(data + [UInt8](repeating: 0, count: 948_576), to: "disk.raw")
+        let disk = try Disk.open(path)
+        func stream(_ change: (inout NewImage) -> Void) throws(DiskError) -> [UInt8] {
+            let file = try FileStorage(temporaryIn: folder.path)
+            var image = NewImage(path: "out.vmdk")
+            change(&image)
+            try disk.writeStream(image) { (bytes) throws(DiskError) in
+                try file.write(bytes, at: try file.length(), for: .guestData)
+            }
+            return try file.bytes(at: 0, count: Int(try file.length()), for: .guestData, "the stream")
+        }
+        let zeros = [UInt8](repeating: 0, count: 2 << 20)
+        #expect(try stream { ($0.format, $0.size) = ("raw", 3 << 20) } == folder.read("disk.raw") + zeros)
+        #expect(try stream { ($0.format, $0.size) = ("raw", 100_000) } == data)
+        for (size, expected) in [(3 << 20, try folder.read("disk.raw") + zeros), (100_352, data + zeros.prefix(352))] {
+            let bytes = try stream { image in
+                (image.size, image.variant, image.comment) = (UInt64(size), "stream", "of another size")
+                image.options = ["adapter-type": "lsilogic"]
+            }
+            let image = try folder.write(bytes, to: "out-\(size).vmdk")
+            let raw = folder.file("out-\(size).raw")
+            try Peer.run("qemu-img", "convert", "-f", "vmdk", "-O", "raw", image, raw)
+            #expect(try folder.read("out-\(size).raw") == expected)
+            let information = try ImageInformation.read(image)[0]
+            #expect(information.metadata.comment == "of another size")
+            #expect(information.properties.contains { $0.value == "lsilogic" })
+        }
+        let refused: [(inout NewImage) -> Void] = [
+            { ($0.format, $0.size) = ("raw", 99_999) }, { ($0.format, $0.variant) = ("raw", "fixed") },
+            { ($0.format, $0.blockSize) = ("raw", 4096) }, { ($0.format, $0.options) = ("raw", ["a": "b"]) },
+            { $0.size = 99_840 }, { $0.variant = "fixed" }, { $0.options = ["no-such": "1"] },
+            { $0.blockSize = 3000 }, { $0.format = "qcow2" }, { $0.format = "qed" }, { $0.parent = path },
+        ]
+        for (index, change) in refused.enumerated() {
+            #expect(throws: DiskError.self, "\(index)") { try stream(change) }
+        }
+        try disk.close()
     }
 }

@@ -119,6 +119,8 @@ static inline void clinux_fence_release(void) { __atomic_thread_fence(__ATOMIC_R
 /* ---- processes ---- */
 /* Gives the standard descriptors 0 to 2 that are closed to /dev/null; 0 or -errno. */
 int clinux_fill_standard_descriptors(void);
+/* Writes out what was printed to standard output; 0, or -errno if that failed now or before. */
+int clinux_flush_output(void);
 /* Sets the soft limit of open files to the hard one; 0 or -errno. */
 int clinux_raise_file_limit(void);
 /* 64 random bits from getrandom(2). */

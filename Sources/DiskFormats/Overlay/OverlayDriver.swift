@@ -6,7 +6,9 @@ public struct OverlayDriver: ImageDriver {
     public let name = "overlay"
     public let title = "vdmount scratch overlay"
     public let fileExtensions = ["overlay"]
-    public let capabilities: FormatCapabilities = [.read, .write, .createDynamic, .differencing, .discard, .check]
+    public let capabilities: FormatCapabilities = [
+        .read, .write, .createDynamic, .differencing, .discard, .check, .compact, .uuids,
+    ]
     public let variants = [FormatVariant("dynamic", "grows with what is written")]
 
     public init() {}

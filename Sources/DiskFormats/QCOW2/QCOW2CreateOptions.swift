@@ -40,7 +40,7 @@ struct QCOW2CreateOptions: Sendable {
     var dataFile: String?
     var isDataFileRaw = false
 
-    private static let names = [
+    static let names = [
         "compat", "compression-type", "data-file", "data-file-raw", "extended-l2", "lazy-refcounts", "refcount-bits",
     ]
 

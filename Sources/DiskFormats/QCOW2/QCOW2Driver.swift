@@ -8,8 +8,9 @@ struct QCOW2Driver: ImageDriver {
     let fileExtensions = ["qcow2", "qcow2c"]
     let capabilities: FormatCapabilities = [
         .read, .write, .createFixed, .createDynamic, .differencing, .discard, .check, .compressed, .snapshots,
-        .resize,
+        .resize, .compact,
     ]
+    let optionNames = QCOW2CreateOptions.names
     var variants: [FormatVariant] { QCOW2Variant.allCases.map { FormatVariant($0.rawValue, $0.summary) } }
 
     func probe(_ file: ProbedFile) -> ProbeResult { QCOW2Header.hasMagic(file.head) ? .certain : .no }

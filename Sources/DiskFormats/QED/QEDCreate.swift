@@ -5,6 +5,8 @@ internal import DiskStorage
 struct QEDCreator {
     private let request: CreateRequest
     private var header: QEDHeader
+    /// As the image names it; empty: there is none.
+    private var backingFilename: [UInt8] = []
 
     private static let usualClusterSize: UInt64 = 64 << 10
     private static let usualTableSize: UInt64 = 4
@@ -35,14 +37,15 @@ struct QEDCreator {
         }
         header = QEDHeader(clusterSize: clusterSize, tableSize: tableSize, imageSize: request.virtualSize)
         guard let parent = request.parent else { return }
-        guard 1...Self.backingFilenameLimit ~= parent.path.utf8.count else {
+        backingFilename = Array(QEMUFileName.stored(parent.path).utf8)
+        guard 1...Self.backingFilenameLimit ~= backingFilename.count else {
             throw DiskError(
                 .invalidArgument,
-                "the backing file's path has \(parent.path.utf8.count) bytes; \(Self.backingFilenameLimit) can be")
+                "the backing file's path has \(backingFilename.count) bytes; \(Self.backingFilenameLimit) can be")
         }
         header.features = parent.format == "raw" ? [.backingFile, .backingFormatNoProbe] : .backingFile
         header.backingFilenameOffset = UInt64(QEDHeader.byteCount)
-        header.backingFilenameSize = UInt64(parent.path.utf8.count)
+        header.backingFilenameSize = UInt64(backingFilename.count)
     }
 
     /// The table size that was asked for; else the usual one, or as much more as the disk needs.
@@ -73,8 +76,8 @@ struct QEDCreator {
         let file = try companions.createCompanion(name, of: request.path).storage
         try file.setLength(header.l1TableOffset + header.tableBytes)
         // What makes it an image is written when all else is there.
-        if let parent = request.parent {
-            try file.write(Array(parent.path.utf8), at: header.backingFilenameOffset, for: .header)
+        if !backingFilename.isEmpty {
+            try file.write(backingFilename, at: header.backingFilenameOffset, for: .header)
         }
         try file.flush()
         try file.write(header.encode(), at: 0, for: .header)

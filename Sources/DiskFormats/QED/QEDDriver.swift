@@ -7,8 +7,9 @@ struct QEDDriver: ImageDriver {
     let title = "QEMU enhanced disk"
     let fileExtensions = ["qed"]
     let capabilities: FormatCapabilities = [
-        .read, .write, .createDynamic, .differencing, .discard, .check, .resize,
+        .read, .write, .createDynamic, .differencing, .discard, .check, .resize, .compact,
     ]
+    let optionNames = ["table-size"]
     let variants = [FormatVariant("dynamic", "grows with what is written; option table-size=CLUSTERS")]
 
     func probe(_ file: ProbedFile) -> ProbeResult { QEDHeader.hasMagic(file.head) ? .certain : .no }

@@ -13,7 +13,7 @@ extension QEDImage: EditableBackend {
 
     /// How the image names that backing file.
     private func storedName(of parent: CreateRequest.ParentDescription) throws(DiskError) -> [UInt8] {
-        let name = Array(parent.path.utf8)
+        let name = Array(QEMUFileName.stored(parent.path).utf8)
         guard 1...Self.nameLimit ~= name.count else {
             throw DiskError(
                 .unsupported, "the backing file's path has \(name.count) bytes; \(Self.nameLimit) can be")

@@ -50,6 +50,9 @@ final class QEDImage: RelocatingBackend, CompactableBackend, @unchecked Sendable
         }
         self.damage = damage
         backingFilename = try Self.backingFilename(header, storage)
+        if let backingFilename, request.mode != .information {
+            try QEMUFileName.check(backingFilename, image: request.path, request.companions)
+        }
         var tableStorage = storage
         let isUnclean = header.features.contains(.needCheck)
         if isUnclean, request.mode == .readOnly, !request.skipsConsistencyChecks {
@@ -124,7 +127,8 @@ final class QEDImage: RelocatingBackend, CompactableBackend, @unchecked Sendable
     var parentLink: ParentLink? {
         guard let backingFilename else { return nil }
         let isRaw = header.features.contains(.backingFormatNoProbe)
-        return ParentLink(paths: [backingFilename], format: isRaw ? "raw" : nil, mustBeRecognized: true)
+        return ParentLink(
+            paths: [QEMUFileName.path(backingFilename)], format: isRaw ? "raw" : nil, mustBeRecognized: true)
     }
 
     /// Any image may be the backing file, of any size: the name is all that links them.

@@ -6,7 +6,9 @@ struct RawDriver: ImageDriver {
     let name = "raw"
     let title = "raw disk"
     let fileExtensions = ["raw", "img", "dd", "iso", "bin"]
-    let capabilities: FormatCapabilities = [.read, .write, .createFixed, .createDynamic, .discard, .check, .resize]
+    let capabilities: FormatCapabilities = [
+        .read, .write, .createFixed, .createDynamic, .discard, .check, .resize, .compact,
+    ]
     let variants = [
         FormatVariant("dynamic", "a sparse file: space is taken when it is written"),
         FormatVariant("fixed", "all space is taken at once"),
@@ -23,8 +25,8 @@ struct RawDriver: ImageDriver {
         guard request.comment == nil, request.uuid == nil else {
             throw DiskError(.unsupported, "a raw image stores neither comment nor UUID", image: request.path)
         }
-        guard request.virtualSize % 512 == 0 else {
-            throw DiskError(.invalidArgument, "the size must be a multiple of 512 bytes", image: request.path)
+        guard request.options.isEmpty, request.blockSize == nil else {
+            throw DiskError(.invalidArgument, "a raw image has no options and no block size", image: request.path)
         }
         let name = String(request.path.split(separator: "/").last ?? "")
         let file = try companions.createCompanion(name, of: request.path)
@@ -43,7 +45,8 @@ struct RawDriver: ImageDriver {
             report.add(
                 .init(
                     .note, file: request.path,
-                    "its length, \(length) bytes, is no multiple of 512: the last \(length % 512) bytes are not shown"
+                    "its length, \(length) bytes, is no multiple of 512: block devices, as of losetup(8), do not show "
+                        + "the last \(length % 512) bytes"
                 ))
         }
         return report

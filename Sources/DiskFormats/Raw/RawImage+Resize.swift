@@ -29,11 +29,6 @@ extension RawImage: EditableBackend {
         }
         let length = try storage.length()
         if size > virtualSize {
-            // What is behind the last whole sector was no part of the disk.
-            if length > virtualSize {
-                try storage.writeZeros(virtualSize..<length, for: .guestData)
-                try storage.flush()
-            }
             do throws(DiskError) {
                 if try storage.allocatedBytes() >= length, length > 0 { try storage.allocate(size) }
                 if try storage.length() < size { try storage.setLength(size) }

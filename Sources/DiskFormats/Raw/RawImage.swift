@@ -1,7 +1,7 @@
 internal import DiskImage
 internal import DiskStorage
 
-/// An open raw image: byte n of the disk is byte n of the file. Its size is the file's, rounded down to 512 bytes.
+/// An open raw image: byte n of the disk is byte n of the file. Its size is the file's, whole sectors or not.
 final class RawImage: ImageBackend {
     let format = "raw"
     let virtualSize: UInt64
@@ -14,7 +14,7 @@ final class RawImage: ImageBackend {
     let identity = ImageIdentity()
 
     init(_ request: OpenRequest) throws(DiskError) {
-        virtualSize = try request.storage.length() & ~511
+        virtualSize = try request.storage.length()
         isWritable = request.isWritable
         storages = [StorageHandle(request.storage)]
         files = [request.path]

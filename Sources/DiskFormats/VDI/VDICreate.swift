@@ -17,13 +17,13 @@ enum VDIVariant: String, CaseIterable, Sendable {
 }
 
 /// What a creation was asked for beside size and place, checked.
-private struct VDICreateOptions {
+struct VDICreateOptions {
     /// What the block map and the blocks are aligned to in the file, in bytes.
     var alignment: UInt64 = 1 << 20
     /// Whether a fixed image takes its space at once.
     var preallocates = true
 
-    private static let names = ["alignment", "preallocation"]
+    static let names = ["alignment", "preallocation"]
 
     init(_ request: CreateRequest, _ variant: VDIVariant) throws(DiskError) {
         for (name, value) in request.options.sorted(by: { $0.key < $1.key }) {

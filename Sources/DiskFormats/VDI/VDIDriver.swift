@@ -8,7 +8,9 @@ struct VDIDriver: ImageDriver {
     let fileExtensions = ["vdi"]
     let capabilities: FormatCapabilities = [
         .read, .write, .createDynamic, .createFixed, .differencing, .discard, .check, .resize,
+        .compact, .uuids,
     ]
+    let optionNames = VDICreateOptions.names
     let variants = VDIVariant.allCases.map { FormatVariant($0.rawValue, $0.summary) }
     let isRelocating = true
 

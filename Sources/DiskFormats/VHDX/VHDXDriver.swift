@@ -8,7 +8,9 @@ struct VHDXDriver: ImageDriver {
     let fileExtensions = ["vhdx", "avhdx"]
     let capabilities: FormatCapabilities = [
         .read, .write, .createFixed, .createDynamic, .differencing, .discard, .check, .resize,
+        .compact, .uuids,
     ]
+    let optionNames = ["logical-sector-size", "physical-sector-size", "preallocation"]
     let variants = [
         FormatVariant("dynamic", "a file that grows; with a parent, a differencing image"),
         FormatVariant("fixed", "a file of the disk's size; option preallocation=off leaves it sparse"),

@@ -77,7 +77,7 @@ struct VMDKCreateOptions: Sendable {
         }
     }
 
-    private static let names = [
+    static let names = [
         "adapter-type", "boot-sector", "device", "hardware-version", "partitions", "preallocation", "relative",
         "split-size", "zeroed-grain",
     ]

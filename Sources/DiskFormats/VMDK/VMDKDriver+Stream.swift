@@ -9,6 +9,10 @@ extension VMDKDriver: StreamingDriver, CompressingDriver {
         guard request.parent == nil else {
             throw DiskError(.unsupported, "a streamOptimized image has no parent")
         }
+        let grainByteCount = VMDKStreamWriter.usualGrainSectors * 512
+        guard request.blockSize == nil || request.blockSize == grainByteCount else {
+            throw DiskError(.unsupported, "a streamOptimized image is made with grains of \(grainByteCount) bytes")
+        }
         var request = request
         request.variant = "stream"
         let creator = try VMDKCreator(request, NoCompanions())

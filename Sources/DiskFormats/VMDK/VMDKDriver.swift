@@ -8,8 +8,9 @@ struct VMDKDriver: ImageDriver {
     let fileExtensions = ["vmdk"]
     let capabilities: FormatCapabilities = [
         .read, .write, .createFixed, .createDynamic, .createSplit, .differencing, .discard, .check, .compressed,
-        .stream, .resize,
+        .stream, .resize, .compact, .uuids,
     ]
+    let optionNames = VMDKCreateOptions.names
     var variants: [FormatVariant] { vmdkVariants }
 
     func probe(_ file: ProbedFile) -> ProbeResult {

@@ -27,7 +27,7 @@ final class VMDKStreamWriter {
 
     /// Writes the header and `descriptor`, whose first extent says how large the disk is. `level` is zlib's.
     init(
-        descriptor: VMDKDescriptor, grainSectors: UInt64 = 128, level: Int32 = 6, sink: @escaping Sink
+        descriptor: VMDKDescriptor, grainSectors: UInt64 = usualGrainSectors, level: Int32 = 6, sink: @escaping Sink
     ) throws(DiskError) {
         precondition(grainSectors.isPowerOfTwo && grainSectors <= VMDKSparseHeader.compressedGrainLimit)
         let text = try descriptor.encoded()
@@ -57,6 +57,9 @@ final class VMDKStreamWriter {
         start.bytes(text, at: 512)
         try put(start.bytes)
     }
+
+    /// Sectors of a grain, where nobody says otherwise.
+    static let usualGrainSectors: UInt64 = 128
 
     /// Bytes of a grain.
     var grainByteCount: Int { Int(header.grainSectors) * 512 }

@@ -31,8 +31,12 @@ public struct ChainMerge: Sendable {
     public var options = DiskOptions()
     /// Whether the files of images that are not needed any more are left.
     public var keepsFiles = false
-    /// Whether it is done although other images were found that are made over images which change or go away.
+    /// Whether it is done although something would be lost: other images that are made over images which change or go
+    /// away, or internal snapshots of images that go away.
     public var ignoresOtherChildren = false
+
+    /// Whether images with internal snapshots may be removed.
+    var ignoresSnapshots: Bool { keepsFiles || ignoresOtherChildren }
 
     public init(top: String) { self.top = top }
 
@@ -55,7 +59,8 @@ public struct ChainMerge: Sendable {
     /// Merges. On `DiskError.Kind.cancelled` and other errors the chain shows what it did, and can be merged again.
     ///
     /// `DiskError.Kind.refused` where an image was found that is not in the chain, and is made over an image that
-    /// changes or goes away; `DiskError.Kind.unsupported` where a format cannot do its part.
+    /// changes or goes away; `DiskError.Kind.losesData` where one that goes away has internal snapshots;
+    /// `DiskError.Kind.unsupported` where a format cannot do its part.
     public func run(_ control: OperationControl = OperationControl()) throws(DiskError) -> Outcome {
         var options = options
         options.isWritable = false
@@ -66,6 +71,7 @@ public struct ChainMerge: Sendable {
         guard let from = try index(of: source, in: layers) else { return try finish(layers, options, control) }
         var plan = try MergePlan(top, layers, from: from, to: targetIndex(in: layers, from: from), options)
         if !ignoresOtherChildren { try plan.refuseOtherChildren() }
+        if !ignoresSnapshots { try plan.refuseSnapshots() }
         try plan.grow()
         try plan.copy(control)
         try plan.relink()

@@ -25,6 +25,7 @@ public struct DelegatedMerge: Sendable {
         target = try merge.targetIndex(in: layers, from: source)
         let plan = try MergePlan(merge.top, layers, from: source, to: target, options)
         if !merge.ignoresOtherChildren { try plan.refuseOtherChildren() }
+        if !merge.ignoresSnapshots { try plan.refuseSnapshots() }
         let goers = source < target ? source..<target : target + 1..<source + 1
         obsolete = try ImageFiles(
             of: layers[goers], but: Array(layers[..<goers.lowerBound] + layers[goers.upperBound...]))

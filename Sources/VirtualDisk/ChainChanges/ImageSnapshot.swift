@@ -41,6 +41,12 @@ public struct ImageSnapshot: Sendable {
         let format = image.format ?? own ?? Self.childFormat(of: parentFormat)
         image.format = format
         if image.path.isEmpty {
+            guard let file = try FileFinder().file(at: path), file.isRegular else {
+                throw DiskError(
+                    .invalidArgument,
+                    "is no regular file, and no place for an image beside it: give the new image's "
+                        + "name", image: path)
+            }
             let suffix = format == parentFormat ? FilePath(path).extension : nil
             let usual = try Formats.all.driver(named: format).fileExtensions.first ?? format
             image.path = try Self.suggestedPath(for: path, fileExtension: suffix ?? usual)

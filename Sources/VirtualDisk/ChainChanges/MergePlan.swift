@@ -77,6 +77,20 @@ struct MergePlan {
         try OtherChildren(of: endangered, in: layers, options).refuse("is to be merged")
     }
 
+    /// An image that is removed takes its internal snapshots with it.
+    func refuseSnapshots() throws(DiskError) {
+        for index in goers {
+            let count = layers[index].backend.snapshots.count
+            guard count == 0 else {
+                throw DiskError(
+                    .losesData,
+                    "has \(count) internal snapshots, which would be removed with it: delete them first "
+                        + "('qemu-img snapshot -d'), or say --keep to leave the file or --force if they are not needed "
+                        + "any more", image: path(index))
+            }
+        }
+    }
+
     // MARK: - Room
 
     /// Downwards: makes the target's disk as large as the source's.

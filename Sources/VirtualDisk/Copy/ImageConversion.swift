@@ -68,14 +68,16 @@ public struct ImageConversion: Sendable {
     /// The same for a disk that is open; answers what can remove the new files.
     func run(_ disk: Disk, _ control: OperationControl) throws(DiskError) -> FileFinder {
         var target = target
-        target.size = try size(of: disk)
         guard !overwritesTarget else {
+            if target.format == nil { target.format = try formatThere(target.path) }
+            target.size = try target.checkedSize(for: disk, named: source)
             try fill(target, from: disk, isEmpty: false, control)
             try verify(disk, target, control)
             return FileFinder()
         }
         let driver = try target.driver(parentFormat: disk.current.chain.layers[0].backend.format)
         target.format = driver.name
+        target.size = try target.checkedSize(for: disk, named: source)
         let compressing = driver as? any CompressingDriver
         if compresses || compressing?.isCompressed(variant: target.variant) == true {
             guard let compressing else {
@@ -86,32 +88,17 @@ public struct ImageConversion: Sendable {
         return try runPlain(disk, target, control)
     }
 
-    /// The size of the new disk.
-    private func size(of disk: Disk) throws(DiskError) -> UInt64 {
-        guard let size = target.size else {
-            let isRaw = target.format == "raw"
-            return isRaw ? disk.size : disk.size.alignedUp(to: 512) ?? disk.size
-        }
-        if size < disk.size, let data = try Self.firstNonzero(of: disk, from: size) {
+    /// The format in which a target that is there is written, where the caller does not say: a device is the disk
+    /// itself whatever was on it before; a file is what it is recognised as.
+    private func formatThere(_ path: String) throws(DiskError) -> String? {
+        guard let file = try FileFinder().file(at: path), file.isRegular else { return "raw" }
+        guard try ImageInformation.read(path).first?.format == "raw" else { return nil }
+        guard try target.driver(parentFormat: nil).name == "raw" else {
             throw DiskError(
-                .invalidArgument,
-                "the disk has \(disk.size) bytes, and there is data at or behind byte \(data): "
-                    + "it does not fit into \(size) bytes", image: source)
+                .unknownFormat, "no known format recognises it; to overwrite it as a raw disk, say --to raw",
+                image: path)
         }
-        return size
-    }
-
-    /// The first byte from `offset` on that is not zero, within a sector; nil if there is none.
-    private static func firstNonzero(of disk: Disk, from offset: UInt64) throws(DiskError) -> UInt64? {
-        var position = offset
-        while let data = try disk.nextData(from: position) {
-            let count = Int(min(1 << 20, disk.size - data))
-            let bytes = try disk.read(at: data, count: count)
-            if let index = bytes.firstIndex(where: { $0 != 0 }) { return data + UInt64(index) }
-            position = data + UInt64(count)
-            if position >= disk.size { break }
-        }
-        return nil
+        return "raw"
     }
 
     private func runCompressed(

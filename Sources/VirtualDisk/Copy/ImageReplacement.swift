@@ -47,6 +47,7 @@ public struct ImageReplacement: Sendable {
             let old = layers[0]
             // Where it really is: what is replaced is the file, not a link to it.
             let place = old.backend.files.first ?? path
+            try expectReplaceable(old.backend, at: place)
             let work = try WorkFolder(for: place)
             defer { work.remove() }
             let others = try ImageFiles(of: [old], but: layers.dropFirst())
@@ -63,12 +64,28 @@ public struct ImageReplacement: Sendable {
         try disk.close()
     }
 
+    /// Throws where the new image cannot take the old one's place, or would not have what that holds beside its disk.
+    private func expectReplaceable(_ old: any ImageBackend, at place: String) throws(DiskError) {
+        guard let file = try FileFinder().file(at: place), file.isRegular else {
+            throw DiskError(
+                .unsupported, "is no regular file, which another could take the place of: convert it to another name",
+                image: place)
+        }
+        let count = old.snapshots.count
+        guard count == 0 else {
+            throw DiskError(
+                .losesData,
+                "it has \(count) internal snapshots, which a new image would not have: delete them first "
+                    + "('qemu-img snapshot -d'), or convert it to another name", image: place)
+        }
+    }
+
     private func target(for layers: [Layer], at path: String, finally place: String) throws(DiskError) -> NewImage {
         let old = layers[0].backend
         var new = NewImage(path: path)
         new.recordedPath = place
-        new.size = old.virtualSize
         new.format = format ?? old.format
+        new.size = new.format == "raw" ? old.virtualSize : NewImage.wholeSectors(old.virtualSize)
         new.allowedFolders = options.allowedFolders
         new.parentOptions = options.formatOptions
         (new.variant, new.blockSize, new.options) = (variant, blockSize, formatOptions)

@@ -24,6 +24,9 @@ public enum InputSpool {
                 if count < buffer.count { break }
             }
         }
+        guard length > 0 else {
+            throw DiskError(.invalidImage, "holds nothing: what should have written to it may have failed", image: name)
+        }
         try file.setLength(length)
         return file
     }
