@@ -4,9 +4,10 @@
 /// It takes orders there too. Each is a line; answers are lines. Descriptors of files come with the line `file`, first
 /// the one for writing; paths are written as in /proc/self/mountinfo.
 ///
-/// * `merge GENERATION SOURCE TARGET keep|remove`, then for each file of images that change `file`, for each file that
-///   is not needed afterwards `gone` (with one descriptor), then `go`. It is answered with `progress PHASE DONE TOTAL`
-///   any number of times, and with `done NUMBER` or `error KIND IMAGE TEXT`. To end sending cancels.
+/// * `merge GENERATION SOURCE TARGET keep|remove` (numbers of ``images``), then for each file of images that change
+///   `file`, for each file that is not needed afterwards `gone` (with one descriptor), then `go`. It is answered with
+///   `progress PHASE DONE TOTAL` any number of times, and with `done NUMBER` or `error KIND IMAGE TEXT`. To end sending
+///   cancels.
 ///   Before that, with `replace DEVICE INODE locked|open BYTES` and lines of hexadecimal digits the daemon has a file
 ///   replaced by one of that content; the answer is `file` with the new one, or `failed TEXT`.
 /// * `snapshot GENERATION`; when that is answered with `ready`, the new image is made, and `image FORMAT PATH`, `file`,
@@ -53,19 +54,23 @@ public struct ChainDescription: Codable, Sendable {
     public var isWritable: Bool
     /// Bytes of the disk.
     public var size: UInt64
-    /// The top image first.
+    /// The top image first; an overlay is none of them.
     public var images: [Image]
+    /// The overlay that lies over them, and takes what is written; one without a name has no file. Nil: there is none.
+    public var overlay: Image?
     public var leftovers: [Leftover]
     /// Why the chain cannot be changed; nil: it can.
     public var obstacle: String?
 
     public init(
-        generation: Int, isWritable: Bool, size: UInt64, images: [Image], leftovers: [Leftover], obstacle: String?
+        generation: Int, isWritable: Bool, size: UInt64, images: [Image], overlay: Image?, leftovers: [Leftover],
+        obstacle: String?
     ) {
         self.generation = generation
         self.isWritable = isWritable
         self.size = size
         self.images = images
+        self.overlay = overlay
         self.leftovers = leftovers
         self.obstacle = obstacle
     }

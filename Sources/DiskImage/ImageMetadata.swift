@@ -78,19 +78,25 @@ public struct ImageChanges: Sendable {
     public var isEmpty: Bool { metadata.fields.isEmpty && parent == nil && contentID == nil }
 }
 
-/// A back end that can change what its image says of itself, and the size of its disk.
+/// A back end that can change what its image says of its parent.
 ///
 /// The image is open for writing, and nobody uses it meanwhile. Each change is atomic as far as the format allows:
 /// after a crash at any moment the image opens, is as before or as after, and shows the same bytes.
-public protocol EditableBackend: ImageBackend {
+public protocol RelinkableBackend: ImageBackend {
+    /// Throws what ``relink(to:)`` would of an image that cannot have that parent, for who has much to do before that.
+    /// Of the image's file nothing is changed.
+    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError)
+
+    /// Names another parent, or none, durably. ``DiskError/Kind/unsupported``, with the image as it was, if it cannot.
+    func relink(to parent: ImageChanges.ParentChange) throws(DiskError)
+}
+
+/// A back end that can change what its image says of itself, and the size of its disk.
+public protocol EditableBackend: RelinkableBackend {
     /// The fields of ``ImageMetadata`` that this image can store.
     var settableFields: ImageMetadata.Fields { get }
     /// What it stores of them now.
     var metadata: ImageMetadata { get }
-
-    /// Throws what ``apply(_:)`` would of an image that cannot have that parent, for who has much to do before that. Of
-    /// the image's file nothing is changed.
-    func checkParent(_ parent: CreateRequest.ParentDescription) throws(DiskError)
 
     /// Makes the changes, durably. ``DiskError/Kind/unsupported``, with the image as it was, if the format cannot store
     /// one of them, or not in this image (too long a path, no room for a comment).
@@ -110,6 +116,12 @@ public protocol EditableBackend: ImageBackend {
 }
 
 extension EditableBackend {
+    public func relink(to parent: ImageChanges.ParentChange) throws(DiskError) {
+        var changes = ImageChanges()
+        changes.parent = parent
+        try apply(changes)
+    }
+
     /// Gives the disk another size; nothing of a parent is hidden.
     public func resize(to size: UInt64) throws(DiskError) { try resize(to: size, hidingParentUpTo: 0) }
 }

@@ -81,8 +81,11 @@ extension Disk {
         let files = opener.finder.opened?.withLock { $0 } ?? []
         if let overlay = options.overlay { layers.insert(try opener.open(overlay, over: layers[0]), at: 0) }
         let chain = try opener.makeChain(layers, mode == .readWrite ? files[topFiles...] : files[...])
+        // An image that a change of the chain takes out is not to stay open.
+        var later = opener
+        later.stopNotingFiles()
         return Disk(
-            chain: chain, cache: opener.cache, opener: opener, lockedFiles: opener.finder.takeLocked(),
+            chain: chain, cache: opener.cache, opener: later, lockedFiles: opener.finder.takeLocked(),
             isWritable: options.isWritable || options.overlay != nil, lazyFlushInterval: options.lazyFlushInterval)
     }
 }
@@ -121,6 +124,8 @@ struct ChainOpener {
         get { finder.predecessors }
         set { finder.predecessors = newValue }
     }
+
+    mutating func stopNotingFiles() { finder.stopNotingFiles() }
 
     private static func finder(_ options: DiskOptions, locks: Bool) -> FileFinder {
         var finder = FileFinder(

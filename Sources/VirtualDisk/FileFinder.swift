@@ -26,7 +26,7 @@ struct FileFinder: CompanionOpener {
     /// The files that were locked, and of which nobody has taken charge yet.
     let locked = Locked<[FileStorage]>([])
     /// The files that were opened, in that order, if they are wanted: what a block cache is bound to.
-    let opened: Locked<[OpenedFile]>?
+    private(set) var opened: Locked<[OpenedFile]>?
     /// Files made by ``createCompanion(_:of:)``, to be removed if the image does not come about.
     let created = Locked<[String]>([])
     /// Files that another process opens for this one.
@@ -46,6 +46,9 @@ struct FileFinder: CompanionOpener {
         self.locks = locks
         self.wrap = wrap
     }
+
+    /// Lets go of the files that were opened, which stay open as long as they are known here.
+    mutating func stopNotingFiles() { opened = nil }
 
     /// A file that was found: its real path and a descriptor that stands for it.
     struct Found: ~Copyable {

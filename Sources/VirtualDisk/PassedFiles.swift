@@ -40,9 +40,9 @@ public final class PassedFiles: Sendable {
         var passed: [FileIdentity: Descriptors] = [:]
         var replacer: Replacer?
 
-        func identity(at path: String) -> FileIdentity? {
-            open[path]?.reversed().lazy.compactMap { $0.storage?.identity }.first
-        }
+        func file(at path: String) -> FileStorage? { open[path]?.reversed().lazy.compactMap(\.storage).first }
+
+        func identity(at path: String) -> FileIdentity? { file(at: path)?.identity }
     }
 
     /// Replaces the content of a file as `FileReplacer.replace(_:with:isLocked:)` says, and answers more descriptors
@@ -141,6 +141,16 @@ public final class PassedFiles: Sendable {
     /// Which file this process has open at a path; nil: none.
     public func identity(of path: String) -> FileIdentity? {
         state.withLock { $0.identity(at: path) }
+    }
+
+    /// The file that this process has open at a path, the one that was opened last; nil: none.
+    func file(at path: String) -> FileStorage? { state.withLock { $0.file(at: path) } }
+
+    /// Whether this process has a file open, at whatever path.
+    public func hasOpen(_ identity: FileIdentity) -> Bool {
+        state.withLock { state in
+            state.open.values.joined().contains { $0.storage?.identity == identity }
+        }
     }
 
     /// The names that an image has for its other files, with their paths.

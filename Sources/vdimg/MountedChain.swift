@@ -23,7 +23,8 @@ struct MountedChain {
             case .text(let text):
                 guard let chain = jsonValue(ChainDescription.self, from: text) else { continue }
                 let isIn =
-                    chain.images.contains { $0.file == file } || chain.leftovers.contains { $0.files.contains(file) }
+                    chain.images.contains { $0.file == file } || chain.overlay?.file == file
+                    || chain.leftovers.contains { $0.files.contains(file) }
                 if isIn { found.append(MountedChain(daemon: daemon, chain: chain)) }
             case .unknown:
                 guard serves(daemon, file) else { continue }
@@ -38,9 +39,22 @@ struct MountedChain {
 
     /// The mounted disk that has the image on top; nil: the image is in no mounted disk's chain.
     ///
-    /// ``DiskError/Kind/locked`` where it is not the top one, or several have it.
+    /// ``DiskError/Kind/locked`` where it is not the top one, or several have it; ``DiskError/Kind/unsupported`` where
+    /// it is an overlay.
     static func withTop(_ path: String) throws(DiskError) -> MountedChain? {
-        let all = try all(with: path).filter { $0.number(of: path) != nil }
+        let all = try all(with: path)
+        if let mounted = all.first(where: { $0.isOverlay(path) }) {
+            throw DiskError(
+                .unsupported,
+                "is the overlay of the disk that is mounted at \(mounted.daemon.mountpoint), and keeps the images "
+                    + "below it as they are: those can be merged with one another (name their top image, "
+                    + "\(mounted.chain.images[0].path)), the overlay when it is unmounted "
+                    + "('vdumount \(mounted.daemon.mountpoint)')", image: path)
+        }
+        return try theOnlyOne(all.filter { $0.number(of: path) != nil }, path)
+    }
+
+    private static func theOnlyOne(_ all: [MountedChain], _ path: String) throws(DiskError) -> MountedChain? {
         guard let first = all.first else { return nil }
         guard all.count == 1 else {
             let places = all.map(\.daemon.mountpoint).joined(separator: ", ")
@@ -59,6 +73,12 @@ struct MountedChain {
     func number(of path: String) -> Int? {
         guard let file = Self.file(at: path) else { return nil }
         return chain.images.firstIndex { $0.file == file }
+    }
+
+    /// Whether a file is the overlay.
+    func isOverlay(_ path: String) -> Bool {
+        guard let file = Self.file(at: path) else { return false }
+        return chain.overlay?.file == file
     }
 
     /// Which file is at a path.
@@ -87,6 +107,14 @@ struct MountedChain {
     func expectChangeable() throws(DiskError) {
         guard let obstacle = chain.obstacle else { return }
         throw inUse(obstacle)
+    }
+
+    /// Throws where no image can be put on top: an overlay is there.
+    func expectNoOverlay() throws(DiskError) {
+        guard let overlay = chain.overlay else { return }
+        throw inUse(
+            "what is written there goes to an overlay (\(overlay.path)), which a snapshot of its image would not hold: "
+                + "unmount it; 'vdimg create --parent' makes an image over this one without that")
     }
 
     private func inUse(_ reason: String) -> DiskError {

@@ -13,11 +13,13 @@ struct MountedMerge {
     func run(_ control: OperationControl) throws(DiskError) -> ChainMerge.Outcome {
         try mounted.expectChangeable()
         try mounted.becomeOwner()
-        guard let plan = try DelegatedMerge(merge) else { return try finish() }
+        let overlay = mounted.chain.overlay?.file.map { FileIdentity(device: $0.device, inode: $0.inode) }
+        guard let plan = try DelegatedMerge(merge, below: overlay) else { return try finish() }
         try mounted.expectSame(plan.images)
         let files = (
             changing: try plan.openChangingFiles(),
-            obsolete: try plan.openObsoleteFiles(isWritable: mounted.chain.isWritable && plan.source == 0)
+            obsolete: try plan.openObsoleteFiles(
+                isWritable: mounted.chain.isWritable && mounted.chain.overlay == nil && plan.source == 0)
         )
         let order = "merge \(mounted.chain.generation) \(plan.source) \(plan.target) "
         let connection = try mounted.begin(order + (merge.keepsFiles ? "keep" : "remove"))

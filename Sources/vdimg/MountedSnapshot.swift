@@ -11,6 +11,7 @@ struct MountedSnapshot {
 
     /// Makes it, and answers its path. What was not put on top is removed.
     func run() throws(DiskError) -> String {
+        try mounted.expectNoOverlay()
         try mounted.expectChangeable()
         try mounted.becomeOwner()
         // It is over in a moment; a new image that is not on top would be left.

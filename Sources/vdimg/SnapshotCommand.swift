@@ -48,7 +48,8 @@ struct SnapshotCommand: ParsableCommand {
         var snapshot = ImageSnapshot(of: path, image: image)
         snapshot.format = parentFormat
         try reportingErrors { [snapshot] () throws(DiskError) in
-            if let mounted = try MountedChain.all(with: path).first(where: { $0.number(of: path) == 0 }),
+            let all = try MountedChain.all(with: path)
+            if let mounted = all.first(where: { $0.number(of: path) == 0 || $0.isOverlay(path) }),
                 mounted.chain.isWritable
             {
                 let created = try MountedSnapshot(mounted: mounted, snapshot: snapshot).run()

@@ -80,12 +80,15 @@ final class ChainControl: Sendable {
         func file(_ identity: FileIdentity) -> ChainDescription.File {
             .init(device: identity.device, inode: identity.inode)
         }
+        func image(_ image: Disk.OpenImage) -> ChainDescription.Image {
+            .init(path: image.path, format: image.format, file: image.files.first.map(file))
+        }
         let (generation, leftovers) = state.withLock { ($0.generation, $0.leftovers) }
         var obstacle: String?
         do throws(DiskError) { try disk.expectChangeable() } catch { obstacle = error.message }
         return ChainDescription(
             generation: generation, isWritable: disk.isWritable, size: disk.size,
-            images: disk.openImages.map { .init(path: $0.path, format: $0.format, file: $0.files.first.map(file)) },
+            images: disk.openImages.map(image), overlay: disk.openOverlay.map(image),
             leftovers: leftovers.map { .init(number: $0.number, files: $0.files.map(file)) }, obstacle: obstacle)
     }
 
@@ -242,7 +245,7 @@ final class ChainControl: Sendable {
                 throw DiskError(.refused, "several files were passed in the place of one", image: path)
             }
         }
-        guard !own.contains(identity), passed.identity(of: path) == nil else {
+        guard !own.contains(identity), !passed.hasOpen(identity), passed.identity(of: path) == nil else {
             throw DiskError(.refused, "is no new file", image: path)
         }
         while let descriptor = left.popLast() { try passed.take(descriptor) }
@@ -269,8 +272,10 @@ final class ChainControl: Sendable {
         let received = try receive(
             connection, takesImage: false, superfluous: Set(images[goers].flatMap(\.files)).subtracting(staying))
         let removes = words[4] == "remove"
+        // The numbers are those of the images; an overlay is one more layer.
+        let top = disk.topImage
         // Over a target that is written to from now on, these would show what the disk never did.
-        let empties = removes && source == 0 && disk.isWritable
+        let empties = removes && source == 0 && disk.isWritable && top == 0
         let progress = ProgressLines(connection)
         let control = OperationControl { progress.show($0) }
         let isEnding = state.withLock { state in
@@ -286,7 +291,7 @@ final class ChainControl: Sendable {
         defer { passed.replacer = nil }
         logger.info("merging \(images[source].path) into \(images[target].path)")
         do throws(DiskError) {
-            _ = try disk.merge(source, into: target, keepsFiles: true, control: control) {
+            _ = try disk.merge(source + top, into: target + top, keepsFiles: true, control: control) {
                 if empties { for file in received.gone { Self.empty(file.descriptor) } }
             }
         } catch {
@@ -344,7 +349,7 @@ final class ChainControl: Sendable {
     private func snapshot(_ words: [String], _ connection: ControlConnection) throws(DiskError) {
         guard words.count == 2 else { throw Self.misunderstood(words.joined(separator: " ")) }
         try expectGeneration(words[1])
-        try disk.expectChangeable()
+        try disk.expectChangeable(bySnapshot: true)
         var received = Received()
         try disk.whileWaiting { () throws(DiskError) in
             guard connection.send("ready\n") else { throw DiskError(.cancelled, "vdimg ended") }

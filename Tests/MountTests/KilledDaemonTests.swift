@@ -6,7 +6,7 @@ import Testing
 extension MountTests {
     @Suite struct KilledDaemonTests {
         /// Writes random blocks until it fails. Before each write and after each fsync it says so in a journal.
-        private static let writer = """
+        static let writer = """
             import os, random, struct, sys
             path, journal, seed, first, count = sys.argv[1:]
             seed, first, count = int(seed), int(first), int(count)
@@ -31,11 +31,11 @@ extension MountTests {
                 os.write(log, b"f\\n")
             """
 
-        private static let blocks = 5000
-        private static let size = blocks * 4096
+        static let blocks = 5000
+        static let size = blocks * 4096
 
         /// For each block, what it may hold: 64-bit numbers that fill it.
-        private struct Model {
+        struct Model {
             var allowed: [[UInt64]]
 
             /// Follows a writer's journal.

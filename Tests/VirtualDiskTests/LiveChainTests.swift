@@ -65,9 +65,7 @@ import VirtualDisk
             try disk.close()
             try chain.expectShown(
                 images[0], model, below: images.dropFirst().map { chain.rows[$0] },
-                "\(row.format), \(sizes), \(source) into \(target)", isResized: true,
-                // A QED that becomes smaller may lose the place of a table.
-                mayLeak: row.format == "qed" && source == 0 && sizes[0] < sizes[target])
+                "\(row.format), \(sizes), \(source) into \(target)", isResized: true)
         }
     }
 

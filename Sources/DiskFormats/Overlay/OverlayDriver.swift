@@ -53,15 +53,9 @@ public struct OverlayDriver: ImageDriver {
             throw DiskError(
                 .invalidArgument, "the size must be a multiple of 512 bytes, at most 256T", image: request.path)
         }
-        guard parent.path.utf8.count <= OverlayHeader.pathLimit, parent.format.utf8.count <= 8 else {
-            throw DiskError(.invalidArgument, "the path of the image below is too long", image: request.path)
-        }
-        let hasIdentity = parent.identity != ImageIdentity()
         return OverlayHeader(
             virtualSize: request.virtualSize, blockShift: shift, uuid: request.uuid ?? .random(),
-            parent: .init(
-                identity: parent.identity, size: parent.virtualSize, modified: hasIdentity ? nil : parent.modified,
-                format: parent.format, path: parent.path))
+            parent: try OverlayHeader.Parent(parent, of: request.path))
     }
 
     public func check(_ request: OpenRequest, repair: Bool) throws(DiskError) -> CheckReport {

@@ -2,7 +2,7 @@ internal import DiskImage
 internal import DiskPartitions
 internal import DiskStorage
 
-/// The header of a scratch overlay, vdmount's own format: little endian, 4096 bytes, written once.
+/// The header of a scratch overlay, vdmount's own format: little endian, 4096 bytes.
 ///
 /// | offset | size | name |
 /// |---|---|---|
@@ -24,6 +24,9 @@ internal import DiskStorage
 /// | 130 | 3900 | the parent's path, as the file system has it |
 /// | 4092 | 4 | CRC-32 of what comes before |
 ///
+/// What is said of the parent may change. Then the new header is written twice, first to the file's end
+/// (``OverlayHeader/replace(by:in:)``).
+///
 /// The table has a 32-bit entry a block: 0, the image below holds it; 1, it is zeros; else the number of the file's
 /// block that holds it. The file is sparse, so that the table takes the space of what was written.
 struct OverlayHeader: Sendable, Equatable {
@@ -40,16 +43,17 @@ struct OverlayHeader: Sendable, Equatable {
     let virtualSize: UInt64
     let blockShift: UInt64
     let uuid: DiskUUID
+    /// As it was when the header was read.
     let parent: Parent
 
     /// What is recorded of the image below.
     struct Parent: Sendable, Equatable {
-        var identity: ImageIdentity
-        var size: UInt64
+        let identity: ImageIdentity
+        let size: UInt64
         /// For an image without any identity of its own: when it was changed last.
-        var modified: Int64?
-        var format: String
-        var path: String
+        let modified: Int64?
+        let format: String
+        let path: String
     }
 
     /// The bytes of a block.

@@ -11,6 +11,8 @@ internal import DiskStorage
 final class OverlayImage: RelocatingBackend, CompactableBackend, @unchecked Sendable {
     let format = "overlay"
     let header: OverlayHeader
+    /// What is recorded of the image below now.
+    let parentRecord: Locked<OverlayHeader.Parent>
     let isWritable: Bool
     let storages: [StorageHandle]
     let files: [String]
@@ -38,8 +40,8 @@ final class OverlayImage: RelocatingBackend, CompactableBackend, @unchecked Send
     var blockSize: UInt64 { header.blockSize }
 
     init(_ request: OpenRequest) throws(DiskError) {
-        header = try OverlayHeader(
-            parsing: request.storage.bytes(at: 0, count: OverlayHeader.byteCount, for: .header, "the header"))
+        header = try OverlayHeader(request.storage, isWritable: request.isWritable)
+        parentRecord = Locked(header.parent)
         isWritable = request.isWritable
         storages = [StorageHandle(request.storage)]
         files = [request.path]
@@ -215,15 +217,15 @@ final class OverlayImage: RelocatingBackend, CompactableBackend, @unchecked Send
     var identity: ImageIdentity { ImageIdentity(uuid: header.uuid) }
 
     var parentLink: ParentLink? {
-        ParentLink(
-            paths: header.parent.path.isEmpty ? [] : [header.parent.path], uuid: header.parent.identity.uuid,
-            format: header.parent.format)
+        let parent = parentRecord.withLock { $0 }
+        return ParentLink(
+            paths: parent.path.isEmpty ? [] : [parent.path], uuid: parent.identity.uuid, format: parent.format)
     }
 
     /// Whatever both sides have of UUID, modification UUID and content ID must agree; an image without any must have
     /// the size and the time of change that it had when the overlay was made.
     func checkLink(to parent: any ImageBackend) throws(DiskError) {
-        let recorded = header.parent
+        let recorded = parentRecord.withLock { $0 }
         let found = parent.identity
         let name = parent.files.first ?? ""
         func require(_ holds: Bool, _ what: String) throws(DiskError) {
@@ -257,7 +259,7 @@ final class OverlayImage: RelocatingBackend, CompactableBackend, @unchecked Send
     }
 
     var properties: [ImageProperty] {
-        let parent = header.parent
+        let parent = parentRecord.withLock { $0 }
         var list = [
             ImageProperty("uuid", "UUID", header.uuid.description),
             ImageProperty("parent-name", "image below", parent.path),

@@ -7,6 +7,7 @@ extension QEDImage {
     var released: [ReleasedPlaces] { [releasedPlaces] }
 
     func planShrinking() throws(DiskError) -> Bool {
+        try dropBehindEnd()
         guard let places = try places() else { return false }
         let plan = places.plan()
         mover.begin([0: plan])
@@ -19,6 +20,23 @@ extension QEDImage {
         guard let places = try places(), places.end < end.value else { return }
         try writableFile.markNeedCheck()
         try writableFile.cut(at: places.end)
+    }
+
+    /// What a larger disk has left behind the end is of no use.
+    private func dropBehindEnd() throws(DiskError) {
+        let first = header.clusterCount
+        var hasBegun = false
+        func clear(_ place: UInt64, _ order: WriteOrder) throws(DiskError) {
+            if !hasBegun { try beginWriting() }
+            hasBegun = true
+            try writableFile.markNeedCheck()
+            try store(0, at: place, order)
+        }
+        try forEachTable(behind: first) { (table) throws(DiskError) in
+            if table.firstCluster >= first { return try clear(table.place, .directory) }
+            try forEachCluster(of: table, behind: first) { (place, _) throws(DiskError) in try clear(place, .entry) }
+        }
+        try flush()
     }
 
     private func places() throws(DiskError) -> FilePlaces? {
@@ -34,6 +52,13 @@ extension QEDImage {
                 try note(from: position, to: min(next, virtualSize), &places)
             }
             position = next
+        }
+        let first = header.clusterCount
+        try forEachTable(behind: first) { (table) throws(DiskError) in
+            places.keep(table.offset..<table.offset + tables.tableBytes)
+            try forEachCluster(of: table, behind: first) { (_, cluster) throws(DiskError) in
+                places.keep(cluster..<cluster + blockSize)
+            }
         }
         return places
     }

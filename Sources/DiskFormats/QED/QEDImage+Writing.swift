@@ -98,7 +98,7 @@ extension QEDImage {
     }
 
     /// The entry of the cluster at `position` of the disk; 0 where there is no table.
-    private func entry(at position: UInt64) throws(DiskError) -> UInt64 {
+    func entry(at position: UInt64) throws(DiskError) -> UInt64 {
         let l2 = try tables.table.entry64(at: tables.l1Place(position))
         guard l2 != 0, tables.isTable(l2) else { return 0 }
         return try tables.table.entry64(at: l2 + position % tables.tableCoverage / blockSize * 8)

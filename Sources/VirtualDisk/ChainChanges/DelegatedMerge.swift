@@ -16,7 +16,10 @@ public struct DelegatedMerge: Sendable {
 
     /// Looks at the chain, which must be the one that the other process has open; nil: the image that is to be merged
     /// is none of it. Refuses what ``ChainMerge/run(_:)`` does.
-    public init?(_ merge: ChainMerge) throws(DiskError) {
+    ///
+    /// - Parameter overlay: The file of the overlay that the other process has over the chain: what may happen below
+    ///   it, that process decides.
+    public init?(_ merge: ChainMerge, below overlay: FileIdentity? = nil) throws(DiskError) {
         var options = merge.options
         options.isWritable = false
         layers = try ChainMerge.look(at: merge.top, options)
@@ -24,7 +27,7 @@ public struct DelegatedMerge: Sendable {
         self.source = source
         target = try merge.targetIndex(in: layers, from: source)
         let plan = try MergePlan(merge.top, layers, from: source, to: target, options)
-        if !merge.ignoresOtherChildren { try plan.refuseOtherChildren() }
+        if !merge.ignoresOtherChildren { try plan.refuseOtherChildren(but: overlay) }
         if !merge.ignoresSnapshots { try plan.refuseSnapshots() }
         let goers = source < target ? source..<target : target + 1..<source + 1
         obsolete = try ImageFiles(

@@ -11,25 +11,27 @@ extension Disk {
         public let files: [FileIdentity]
     }
 
-    /// The images as they are now, the top one first; of each the files that are open under their paths.
-    public var openImages: [OpenImage] {
+    /// The images as they are now, the top one first, without an overlay; of each the files that are open under their
+    /// paths.
+    public var openImages: [OpenImage] { current.chain.layers[topImage...].map(describe) }
+
+    /// The overlay that lies over the images, if there is one. One without a name has no file.
+    public var openOverlay: OpenImage? { topImage == 0 ? nil : describe(current.chain.layers[0]) }
+
+    /// The number of the top image among the layers: 1 below an overlay, which is number 0 then.
+    public var topImage: Int { opener?.options.overlay == nil ? 0 : 1 }
+
+    private func describe(_ layer: Layer) -> OpenImage {
         let passed = opener?.options.passedFiles
-        return current.chain.layers.map { layer in
-            OpenImage(
-                path: layer.backend.files.first ?? layer.path, format: layer.backend.format,
-                files: layer.backend.files.compactMap { passed?.identity(of: $0) })
-        }
+        return OpenImage(
+            path: layer.backend.files.first ?? layer.path, format: layer.backend.format,
+            files: layer.backend.files.compactMap { passed?.identity(of: $0) })
     }
 
-    /// Throws why the chain of this disk cannot be changed while it is open.
-    public func expectChangeable() throws(DiskError) {
-        try checkChangeable(withOverlay: false)
+    /// Throws why the images of this disk cannot be merged while it is open, or why none can be put on top.
+    public func expectChangeable(bySnapshot: Bool = false) throws(DiskError) {
+        try checkChangeable(withOverlay: !bySnapshot)
         guard let opener else { return }
-        guard opener.options.cache == nil else {
-            throw DiskError(
-                .unsupported, "is read through a block cache, which is bound to its images: close the disk first",
-                image: current.chain.layers[0].path)
-        }
         for layer in current.chain.layers {
             let path = layer.backend.files.first ?? layer.path
             guard opener.finder.isRemote(path) else { continue }

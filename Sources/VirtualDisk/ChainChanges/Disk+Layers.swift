@@ -215,7 +215,8 @@ extension Disk {
         let isCached = firstCached < layers.count
         let cache = chain.cache.map { cache in
             BlockCache(
-                cache, source: isCached ? Chain(topFirst: Array(layers[firstCached...])) : cache.source,
+                // Where nothing is cached it is not asked; images that are not part of the disk are not kept for it.
+                cache, source: Chain(topFirst: Array(isCached ? layers[firstCached...] : layers[...])),
                 keepsContent: isCached && keepsCached)
         }
         return Chain(
@@ -227,16 +228,26 @@ extension Disk {
     func closeCache(of chain: Chain) {
         guard let cache = chain.cache else { return }
         guard hasChangedChain.withLock({ $0 }), let opener else { return cache.close() }
-        var options = opener.options
+        let cached = chain.layers[min(isWritable ? 1 : 0, chain.depth)...]
+        let files = openedFiles(of: cached, opener.options)
+        cache.close(as: CacheIdentity(cached, files[...], opener.options))
+    }
+
+    /// What is known now of all files of these images. Without all of them a cache is of other images, and is emptied
+    /// when it is opened again.
+    private func openedFiles(of layers: ArraySlice<Layer>, _ options: DiskOptions) -> [OpenedFile] {
+        let paths = layers.flatMap(\.backend.files)
+        if let passed = options.passedFiles, passed.isSole {
+            // No other file can have the number of one that is open: one that took its place is noticed.
+            return paths.compactMap { path in
+                passed.file(at: path).map { OpenedFile(path: path, file: $0, stamp: FileStamp($0)) }
+            }
+        }
+        var options = options
         options.locksImages = false
         let finder = ChainOpener(options: options).finder
-        let cached = chain.layers[min(isWritable ? 1 : 0, chain.depth)...]
-        for path in cached.flatMap(\.backend.files) {
-            // Without all of them the cache is of other images, and is emptied when it is opened again.
-            _ = try? finder.open(path, isWritable: false)
-        }
-        let files = finder.opened?.withLock { $0 } ?? []
-        cache.close(as: CacheIdentity(cached, files[...], options))
+        for path in paths { _ = try? finder.open(path, isWritable: false) }
+        return finder.opened?.withLock { $0 } ?? []
     }
 
     private func reopen(_ layer: Layer, as mode: OpenMode, _ keepsIdentity: Bool) throws(DiskError) -> Layer {

@@ -43,6 +43,8 @@ struct LiveMerge {
     private var isActive: Bool { disk.isWritable && (isDownwards ? source == 0 : target == 0) }
     /// Whether the disk writes to an image, which is then open for writing without our doing.
     private func isWritten(_ index: Int) -> Bool { index == 0 && disk.isWritable }
+    /// Whether no image lies over it, but an overlay may.
+    private func isTopImage(_ index: Int) -> Bool { index == disk.topImage }
 
     private var overlay: DiskOverlay? { disk.opener?.options.overlay }
     private var hasTemporaryOverlay: Bool { if case .temporary? = overlay { true } else { false } }
@@ -53,7 +55,7 @@ struct LiveMerge {
         let layers = disk.current.chain.layers
         try checkOverlay(layers)
         let sizes = (source: layers[source].backend.virtualSize, target: layers[target].backend.virtualSize)
-        if isDownwards, sizes.source > sizes.target || source == 0 && sizes.source < sizes.target,
+        if isDownwards, sizes.source > sizes.target || isTopImage(source) && sizes.source < sizes.target,
             !(layers[target].backend is any EditableBackend)
         {
             throw DiskError(
@@ -61,7 +63,7 @@ struct LiveMerge {
                 image: layers[target].path)
         }
         guard let child = relinked, let parent = newParent else { return }
-        guard let backend = layers[child].backend as? any EditableBackend else {
+        guard let backend = layers[child].backend as? any RelinkableBackend else {
             throw DiskError(
                 .unsupported, "the format \(layers[child].backend.format) cannot name another parent",
                 image: layers[child].path)
@@ -83,13 +85,16 @@ struct LiveMerge {
                 image: layers[0].path)
         }
         guard case .file = overlay else { return }
+        // While the overlay names it, an image that it knows by its time of change keeps that time.
         let isRecorded = layers[1].backend.identity != ImageIdentity()
-        guard source > 1 || !isDownwards, isRecorded || target > 1 && relinked != 1 else {
+        let changesFirst =
+            isDownwards && source == 1 && layers[1].backend.virtualSize > layers[target].backend.virtualSize
+        guard isRecorded || target > 1 && relinked != 1 && !changesFirst else {
             throw DiskError(
                 .unsupported,
-                "is an overlay with a name, and records \(layers[1].path) by "
-                    + (isRecorded ? "its identity" : "when it was changed last")
-                    + ", which would not be so any more: it would not be opened again", image: layers[0].path)
+                "is an overlay with a name, and records \(layers[1].path) by when it was changed last, which would not "
+                    + "be so any more: it would not be opened again; images below that one can be merged",
+                image: layers[0].path)
         }
     }
 
@@ -291,7 +296,8 @@ struct LiveMerge {
     private func settleTarget(_ chain: inout Chain) throws(DiskError) {
         guard isDownwards else { return }
         let mode: OpenMode = source == 0 && disk.isWritable ? .readWrite : .readOnly
-        if source == 0, chain.layers[target].backend.virtualSize > disk.size {
+        // What had the top image's place has its size.
+        if isTopImage(source), chain.layers[target].backend.virtualSize > disk.size {
             return try resize(&chain, to: disk.size, opened: mode)
         }
         try disk.settle(&chain, at: target, as: mode)
@@ -304,21 +310,23 @@ struct LiveMerge {
             try disk.settle(&chain, at: relinked, as: .readWrite, keepingIdentity: true)
         }
         let layer = chain.layers[relinked]
-        guard let backend = layer.backend as? any EditableBackend else {
+        guard let backend = layer.backend as? any RelinkableBackend else {
             preconditionFailure("an image was looked at before it was merged")
         }
-        var changes = ImageChanges()
         let path = layer.backend.files.first ?? layer.path
-        changes.parent =
+        let parent =
             newParent.map { .image(NewImage.describe(chain.layers[$0...], for: path)) }
             ?? ImageChanges.ParentChange.none
         var failure: DiskError?
-        do throws(DiskError) { try backend.apply(changes) } catch { failure = error.about(layer.path) }
+        do throws(DiskError) { try backend.relink(to: parent) } catch { failure = error.about(layer.path) }
         if let failure {
             // It may name either parent now, and shows the same over both. What is in memory is what is in the file
             // again after this; if not, requests fail.
             disk.hasUncertainLink.withLock { $0 = true }
-            try? disk.settle(&chain, at: relinked, as: isWritten(relinked) ? .readWrite : .readOnly)
+            // An overlay is not opened twice; what it says of its image is read from the file no more.
+            if relinked >= disk.topImage {
+                try? disk.settle(&chain, at: relinked, as: isWritten(relinked) ? .readWrite : .readOnly)
+            }
             throw failure
         }
         // The top image goes on as what it is for the guest. One that cannot be opened to be read stays open for

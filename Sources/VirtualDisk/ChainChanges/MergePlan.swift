@@ -72,9 +72,10 @@ struct MergePlan {
                 + "into that; 'vdimg convert' copies what it shows", image: layers[target - 1].path)
     }
 
-    func refuseOtherChildren() throws(DiskError) {
+    /// - Parameter known: A child that somebody else looks after.
+    func refuseOtherChildren(but known: FileIdentity? = nil) throws(DiskError) {
         let endangered = Set(isDownwards ? source..<target + 1 : goers)
-        try OtherChildren(of: endangered, in: layers, options).refuse("is to be merged")
+        try OtherChildren(of: endangered, in: layers, but: known, options).refuse("is to be merged")
     }
 
     /// An image that is removed takes its internal snapshots with it.

@@ -13,7 +13,10 @@ struct OtherChildren {
 
     /// - Parameter layers: The chain, the top image first.
     /// - Parameter endangered: Which of them change or go away.
-    init(of endangered: Set<Int>, in layers: [Layer], _ options: DiskOptions) throws(DiskError) {
+    /// - Parameter other: A child that is not looked for.
+    init(
+        of endangered: Set<Int>, in layers: [Layer], but other: FileIdentity? = nil, _ options: DiskOptions
+    ) throws(DiskError) {
         self.layers = layers
         self.endangered = endangered
         var quiet = options
@@ -22,7 +25,7 @@ struct OtherChildren {
         self.options = quiet
         let finder = FileFinder()
         var identities: [FileIdentity?] = []
-        var known: Set<FileIdentity> = []
+        var known: Set<FileIdentity> = other.map { [$0] } ?? []
         for layer in layers {
             identities.append(try finder.file(at: layer.backend.files.first ?? layer.path)?.identity)
             for path in layer.backend.files {

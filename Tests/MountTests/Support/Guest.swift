@@ -18,6 +18,8 @@ struct Guest {
         count = 0
         while not os.path.exists(stop):
             count += 1
+            if count == 10:
+                open(stop + ".begun", "w").close()
             length = choice.choice((512, 4096, 4096, 12288, 65536, 200704))
             offset = choice.randrange((size - length) // 512 + 1) * 512
             kind = choice.randrange(6) if writes == "1" else 0
@@ -47,8 +49,11 @@ struct Guest {
     init(_ stage: Stage, on disk: MountedDisk, model: String, isWriting: Bool, seed: Int = 1) throws {
         stop = model + ".stop"
         unsafe unlink(stop)
+        unsafe unlink(stop + ".begun")
         process = try stage.start(
             "python3", "-c", Self.program, disk.file, model, stop, "\(seed)", isWriting ? "1" : "0")
+        // One that has ended already has found a mistake, and says so in the end.
+        expectEventually { unsafe access(stop + ".begun", F_OK) == 0 || !isRunning(process.pid) }
     }
 
     /// Lets it end, and expects that it has seen what it wrote.
