@@ -37,17 +37,19 @@ extension MountTests {
             #expect(result.status == 0, "\(result.outputText)\(result.errorText)", sourceLocation: sourceLocation)
         }
 
-        /// All that can be cached is, as much as `held`: when the whole disk is read nothing is added.
+        /// All that can be cached is, as much as `held`: when the whole disk is read nothing is added. Of a disk that a
+        /// guest has written to it `mayBeHidden` altogether.
         private func expectCached(
-            _ disk: MountedDisk, _ model: String, _ held: Int, _ sourceLocation: SourceLocation = #_sourceLocation
+            _ disk: MountedDisk, _ model: String, _ held: Int, mayBeHidden: Bool = false,
+            _ sourceLocation: SourceLocation = #_sourceLocation
         ) throws {
             let before = try disk.cacheUse()
             #expect(before.held == held, "\(before)", sourceLocation: sourceLocation)
             try expectShown(disk, model, sourceLocation)
             let after = try disk.cacheUse()
-            // A guest may have written to all blocks, of formats with large ones.
             #expect(
-                after.held == held && (after.hit > before.hit || held == 0), "\(after)", sourceLocation: sourceLocation)
+                after.held == held && (after.hit > before.hit || mayBeHidden), "\(before) \(after)",
+                sourceLocation: sourceLocation)
         }
 
         @Test(arguments: MountedKind.all) func changesUnderAGuest(_ kind: MountedKind) throws {
@@ -82,7 +84,7 @@ extension MountTests {
 
                 let (again, said) = try mount(stage, newest, "--rw")
                 #expect(said.isEmpty, "\(said)")
-                try expectCached(again, model, held)
+                try expectCached(again, model, held, mayBeHidden: true)
                 guest = try Guest(stage, on: again, model: model, isWriting: true, seed: 2)
                 // Into the image that is left: nothing is cached, until there is one below again.
                 try merge(newest)
@@ -97,7 +99,7 @@ extension MountTests {
 
                 let (third, hint) = try mount(stage, new, "--rw")
                 #expect(hint.isEmpty, "\(hint)")
-                try expectCached(third, model, last)
+                try expectCached(third, model, last, mayBeHidden: true)
                 try merge(new)
                 try third.unmount()
                 try kind.expect(names[2], model)
@@ -156,7 +158,7 @@ extension MountTests {
                 try disk.unmount()
                 let (again, said) = try mount(stage, top, "--rw")
                 #expect(said.isEmpty, "\(said)")
-                try expectCached(again, stack.models[0], held)
+                try expectCached(again, stack.models[0], held, mayBeHidden: true)
                 try again.unmount()
             }
         }

@@ -3,6 +3,8 @@ internal import DiskStorage
 
 /// The header's way into the file when it changes: it has several sectors, and a power cut may leave some of them new
 /// and some old. So it is written behind the file's end first, and taken from there if its checksum is wrong.
+///
+/// There all its bits are inverted: what a guest has written last may be a copy of an overlay's file, even of this one.
 extension OverlayHeader {
     /// What two headers of one overlay have in common: all in front of what is said of the parent, with the UUID.
     private static let constantByteCount = 64
@@ -27,14 +29,14 @@ extension OverlayHeader {
     }
 
     /// The header at the file's end, if one is there that belongs to these first bytes. Nobody who writes to the disk
-    /// can make one: he does not know the UUID.
+    /// can make one by accident: he does not know the UUID.
     private static func copy(
         of bytes: [UInt8], in storage: any Storage
     ) throws(DiskError) -> (header: OverlayHeader, place: UInt64)? {
         let length = try storage.length()
         guard length % UInt64(byteCount) == 0, length > 2 * UInt64(byteCount) else { return nil }
         let place = length - UInt64(byteCount)
-        let found = try storage.bytes(at: place, count: byteCount, for: .header, "the file's end")
+        let found = try storage.bytes(at: place, count: byteCount, for: .header, "the file's end").map { ~$0 }
         guard found[..<constantByteCount] == bytes[..<constantByteCount], let header = try? Self(parsing: found),
             header.dataOffset <= place
         else { return nil }
@@ -50,7 +52,7 @@ extension OverlayHeader {
         }
         let bytes = encode()
         do throws(DiskError) {
-            try storage.write(bytes, at: place, for: .header)
+            try storage.write(bytes.map { ~$0 }, at: place, for: .header)
             try storage.flush()
         } catch {
             try? storage.setLength(length)  // the first error is the one to tell

@@ -25,7 +25,7 @@ internal import DiskStorage
 /// | 4092 | 4 | CRC-32 of what comes before |
 ///
 /// What is said of the parent may change. Then the new header is written twice, first to the file's end
-/// (``OverlayHeader/replace(by:in:)``).
+/// (``OverlayHeader/replace(in:)``).
 ///
 /// The table has a 32-bit entry a block: 0, the image below holds it; 1, it is zeros; else the number of the file's
 /// block that holds it. The file is sparse, so that the table takes the space of what was written.

@@ -203,6 +203,7 @@ struct QEDCheck {
         report.add(
             .init(
                 .leak, file: file,
-                "\(count - usedCount) clusters of the file are used by nothing; 'vdimg compact' gives them back"))
+                "\(count - usedCount) clusters of the file are used by nothing; 'vdimg compact --copy' gives them back")
+        )
     }
 }
