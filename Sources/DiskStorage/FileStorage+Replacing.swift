@@ -100,7 +100,10 @@ public protocol FileReplacer: Sendable {
     /// Has a new file made with these bytes, and the name of this one given to it, as
     /// ``FileStorage/replaceContents(with:for:)`` does.
     ///
-    /// - Parameter isLocked: Whether the new file is to be locked as a writer's image before it gets the name.
+    /// - Parameters:
+    ///   - file: The file that is to be replaced.
+    ///   - bytes: The content of the new one.
+    ///   - isLocked: Whether the new file is to be locked as a writer's image before it gets the name.
     /// - Returns: A descriptor of the new file, for reading and writing, which has the lock; or of the same file, if
     ///   that could only be written over; nil if there is nobody who could do it.
     func replace(_ file: FileIdentity, with bytes: [UInt8], isLocked: Bool) throws(DiskError) -> Int32?

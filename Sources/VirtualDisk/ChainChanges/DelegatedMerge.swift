@@ -17,8 +17,10 @@ public struct DelegatedMerge: Sendable {
     /// Looks at the chain, which must be the one that the other process has open; nil: the image that is to be merged
     /// is none of it. Refuses what ``ChainMerge/run(_:)`` does.
     ///
-    /// - Parameter overlay: The file of the overlay that the other process has over the chain: what may happen below
-    ///   it, that process decides.
+    /// - Parameters:
+    ///   - merge: What is merged.
+    ///   - overlay: The file of the overlay that the other process has over the chain: what may happen below it, that
+    ///     process decides.
     public init?(_ merge: ChainMerge, below overlay: FileIdentity? = nil) throws(DiskError) {
         var options = merge.options
         options.isWritable = false

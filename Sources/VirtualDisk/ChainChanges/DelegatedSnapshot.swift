@@ -20,8 +20,8 @@ public struct DelegatedSnapshot: Sendable {
     public let parentFiles: [PassableFile]
     private let own: ImageFiles
 
-    /// Makes the image; on failure nothing is left behind. The other process must have prepared its disk
-    /// (``Disk/prepareForSnapshot()``).
+    /// Makes the image; on failure nothing is left behind. Meanwhile the other process keeps requests waiting
+    /// (``Disk/whileWaiting(toMakeSnapshot:)``).
     ///
     /// The new files get the owner and the mode of the image below, as far as this process may give them.
     public init(_ snapshot: ImageSnapshot, over format: String, size: UInt64) throws(DiskError) {

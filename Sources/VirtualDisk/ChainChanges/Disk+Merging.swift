@@ -14,8 +14,13 @@ extension Disk {
     /// Of a disk with an overlay the images below it are merged. `DiskError.Kind.unsupported` for the overlay itself,
     /// and where what an overlay with a name records of the image below it would not be true any more.
     ///
-    /// - Parameter whenDetached: Called when the images have changed places, before any request goes on: nothing was
-    ///   written yet that the images which are not part of the disk any more could be read over.
+    /// - Parameters:
+    ///   - source: The number of the image whose blocks are copied; the top image is 0.
+    ///   - target: The number of the image that gets them.
+    ///   - keepsFiles: Whether the files of images that are not part of the disk any more stay.
+    ///   - control: Progress and cancellation.
+    ///   - whenDetached: Called when the images have changed places, before any request goes on: nothing was written yet
+    ///     that the images which are not part of the disk any more could be read over.
     public func merge(
         _ source: Int, into target: Int, keepsFiles: Bool = false, control: OperationControl = OperationControl(),
         whenDetached: () -> Void = {}
