@@ -19,8 +19,8 @@ extension Disk {
     ///   - target: The number of the image that gets them.
     ///   - keepsFiles: Whether the files of images that are not part of the disk any more stay.
     ///   - control: Progress and cancellation.
-    ///   - whenDetached: Called when the images have changed places, before any request goes on: nothing was written yet
-    ///     that the images which are not part of the disk any more could be read over.
+    ///   - whenDetached: Called when the images have changed places, before any request goes on: nothing was written
+    ///     yet that the images which are not part of the disk any more could be read over.
     public func merge(
         _ source: Int, into target: Int, keepsFiles: Bool = false, control: OperationControl = OperationControl(),
         whenDetached: () -> Void = {}
